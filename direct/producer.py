@@ -1,0 +1,82 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Direct: a message goes to the queues that are bound with exactly its routing key.
+
+                                              +--error----------------> [ a queue ] ---> consumer.py
+    producer.py ---> ( exchange direct_logs ) +--info, warning, error-> [ a queue ] ---> consumer.py
+
+    python direct/producer.py                        sends 'Hello World!' with the routing key info
+    python direct/producer.py error 'Disk full'
+
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def routing_key(text):
+    """Return text if it can be a routing key: AMQP allows 255 bytes of UTF-8 and no more."""
+    if len(text.encode()) > 255:
+        raise ValueError
+    return text
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("severity", nargs="?", type=routing_key, default="info")
+    parser.add_argument("message", nargs="?", default="Hello World!")
+    arguments = parser.parse_args()
+    severity, message = arguments.severity, arguments.message
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
+        channel.confirm_delivery()
+        try:
+            # The routing key: a direct exchange compares it, to the letter, with those of its bindings.
+            channel.basic_publish(
+                exchange="direct_logs",
+                routing_key=severity,
+                body=message.encode(errors="surrogateescape"),
+                mandatory=True,
+            )
+        except pika.exceptions.UnroutableError:
+            sys.exit(f" [!] Nobody got {message!r}: no queue is bound with the key {severity!r}")
+
+    print(f" [x] Sent {severity!r}: {message!r}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

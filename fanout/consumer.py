@@ -1,0 +1,75 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Fanout: get a copy of every message, from now on.
+
+    producer.py ---> ( exchange logs, fanout ) -+-> [ a queue of its own ] ---> consumer.py
+                                                +-> [ a queue of its own ] ---> consumer.py
+
+    python fanout/consumer.py        start it in two terminals: both print everything
+
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.parse_args()
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange="logs", exchange_type="fanout")
+
+        # A queue for this process alone: queue="" asks the broker to make up a name, which it returns;
+        # exclusive shuts out every other connection, and deletes the queue along with this one.
+        result = channel.queue_declare(queue="", exclusive=True)
+        queue = result.method.queue
+
+        # The binding tells the exchange about the queue. What was published before it is not for us.
+        channel.queue_bind(queue=queue, exchange="logs")
+
+        def on_message(channel, method, properties, body):
+            print(f" [x] Received {body.decode(errors='replace')!r}")
+
+        channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+
+        print(" [*] Waiting for messages. To exit press CTRL+C")
+        channel.start_consuming()
+        sys.exit(f" [!] The queue {queue} was deleted. Start again to declare another.")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

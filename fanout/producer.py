@@ -1,0 +1,80 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Fanout: publish a message once, and every queue bound to the exchange gets a copy.
+
+    producer.py ---> ( exchange logs, fanout ) -+-> [ a queue of its own ] ---> consumer.py
+                                                +-> [ a queue of its own ] ---> consumer.py
+
+    python fanout/producer.py                       sends 'info: Hello World!'
+    python fanout/producer.py 'warning: disk full'
+
+Start the consumers first: who is not there when a message is sent does not get it later.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("message", nargs="?", default="info: Hello World!")
+    message = parser.parse_args().message
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+
+        # An exchange passes messages on to queues, and keeps none. Its type says how it chooses:
+        # fanout, direct, topic or headers. A fanout exchange chooses every queue that is bound to it.
+        # durable=True would have it there again after the broker restarts; this one is made anew.
+        channel.exchange_declare(exchange="logs", exchange_type="fanout")
+
+        channel.confirm_delivery()
+        try:
+            # A fanout exchange does not look at the routing key. mandatory: where no queue is bound,
+            # the message comes back to us; without it, the broker would drop it without a word.
+            channel.basic_publish(
+                exchange="logs",
+                routing_key="",
+                body=message.encode(errors="surrogateescape"),
+                mandatory=True,
+            )
+        except pika.exceptions.UnroutableError:
+            sys.exit(f" [!] Nobody got {message!r}: no queue is bound to the exchange logs")
+
+    print(f" [x] Sent {message!r}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

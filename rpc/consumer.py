@@ -1,0 +1,105 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""RPC: answer the questions that come over the broker. Start several, and they share the work.
+
+    producer.py --"rpc_queue"--> (default exchange) ---> [ queue rpc_queue ] ---> consumer.py
+    producer.py <--- amq.rabbitmq.reply-to <--- (default exchange) <--"reply_to"--- consumer.py
+
+    python rpc/consumer.py
+
+A bad request gets an error for its answer. If the broker goes away, it waits for it.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def fib(n):
+    a, b = 0, 1
+    for _ in range(n):
+        a, b = b, a + b
+    return a
+
+
+def on_request(channel, method, properties, body):
+    reply = pika.BasicProperties(correlation_id=properties.correlation_id)
+    # Whoever may publish can send anything. A request that raised here would end this server, be
+    # delivered again, and end the next one: so what cannot be answered is refused, in an answer.
+    if re.fullmatch(rb"[0-9]{1,4}", body):
+        print(f" [.] fib({int(body)})")
+        answer = str(fib(int(body)))
+    else:
+        print(f" [!] Refused {body.decode(errors='replace')!r}")
+        answer = "not a whole number from 0 to 9999"
+        reply.type = "error"
+
+    # The request says where its answer goes. To a client that is gone, the broker drops it silently.
+    if properties.reply_to:
+        channel.basic_publish(
+            exchange="", routing_key=properties.reply_to, body=answer, properties=reply
+        )
+
+    # Answer first, then acknowledge: dying in between means an answer too many, never one too few.
+    channel.basic_ack(delivery_tag=method.delivery_tag)
+
+
+def serve(connection):
+    channel = connection.channel()
+    channel.queue_declare(queue="rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
+    print(" [x] Awaiting RPC requests")
+    channel.start_consuming()
+    sys.exit(" [!] The queue rpc_queue was deleted. Start again to declare it anew.")
+
+
+def main():
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    connected = False
+    while True:
+        try:
+            with pika.BlockingConnection(nodes()) as connection:
+                connected = True
+                serve(connection)
+        except (pika.exceptions.AMQPConnectionError, OSError) as error:
+            if not connected or isinstance(error, BrokenPipeError):
+                raise
+            print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -1,0 +1,109 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""RPC: ask a question over the broker, and get the answer.
+
+    producer.py --"rpc_queue"--> (default exchange) ---> [ queue rpc_queue ] ---> consumer.py
+    producer.py <---- amq.rabbitmq.reply-to <---- (default exchange) <--reply_to-- consumer.py
+
+    python rpc/producer.py                    asks for fib(30)
+    python rpc/producer.py 10 20 30           all at once; answers are matched by correlation_id
+
+Ends with 1 if a request is refused, or has no answer after --timeout seconds.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+import uuid
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("n", nargs="*", default=["30"])
+    parser.add_argument("--timeout", type=int, default=10, metavar="SECONDS")
+    arguments = parser.parse_args()
+    waiting = {str(uuid.uuid4()): n for n in arguments.n}
+    failed = []
+
+    def on_reply(channel, method, properties, body):
+        n = waiting.pop(properties.correlation_id, None)
+        text = body.decode(errors="replace")
+        if n is None:
+            print(f" [?] Ignored an answer to nothing that we asked: {text!r}")
+        elif properties.type == "error" or not body.isdigit():
+            failed.append(f"fib({n}) was refused: {text!r}")
+        else:
+            print(f" [.] Got fib({n}) = {text}")
+
+    def on_return(channel, method, properties, body):
+        n = waiting.pop(properties.correlation_id)
+        failed.append(f"fib({n}) reached no server: nobody has declared the queue rpc_queue yet")
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+
+        # Direct reply-to: amq.rabbitmq.reply-to is not a queue but a name for the way back to this
+        # channel. One has to consume from it, without acknowledgement, before the first request.
+        channel.basic_consume(
+            queue="amq.rabbitmq.reply-to", on_message_callback=on_reply, auto_ack=True
+        )
+        channel.add_on_return_callback(on_return)
+
+        # There is no need to wait for one answer before the next request.
+        for correlation_id, n in list(waiting.items()):
+            print(f" [x] Requesting fib({n})")
+            channel.basic_publish(
+                exchange="",
+                routing_key="rpc_queue",
+                body=n.encode(errors="surrogateescape"),
+                properties=pika.BasicProperties(
+                    reply_to="amq.rabbitmq.reply-to",  # where the answer is to go
+                    correlation_id=correlation_id,  # repeated in the answer: which request it is for
+                    expiration=str(arguments.timeout * 1000),  # in ms: then nobody waits any more
+                ),
+                mandatory=True,
+            )
+
+        deadline = time.monotonic() + arguments.timeout
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            connection.process_data_events(time_limit=left)
+
+    failed += [f"fib({n}) had no answer in {arguments.timeout} s" for n in waiting.values()]
+    if failed:
+        sys.exit("\n".join(f" [!] {line}" for line in failed))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

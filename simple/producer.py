@@ -1,0 +1,85 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Simple mode: put messages into a queue that you name yourself.
+
+    producer.py --"hello"--> (default exchange) ---> [ queue hello ] ---> consumer.py
+
+    python simple/producer.py              ten messages, 兔子0 to 兔子9
+    python simple/producer.py Hello 3      three: Hello0, Hello1, Hello2
+
+Either end may start first: the queue keeps what nobody has taken yet.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL")
+    if not urls:
+        # The long form of amqp://guest:guest@localhost:5672/%2F. The user guest may log in from the
+        # broker's own machine only, unless the broker's configuration says otherwise.
+        credentials = pika.PlainCredentials(username="guest", password="guest")
+        return [pika.ConnectionParameters(host="localhost", port=5672, credentials=credentials)]
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", default="兔子")
+    parser.add_argument("count", nargs="?", type=int, default=10)
+    arguments = parser.parse_args()
+
+    # The connection is a TCP connection and a login. Leaving this block closes it, in any case.
+    with pika.BlockingConnection(nodes()) as connection:
+        # A channel is a session within the connection: nearly every request to the broker is made on one.
+        channel = connection.channel()
+
+        # Declaring makes the queue if it is not there, so both ends declare it and either may start
+        # first. If it is there, but made with other arguments, the broker refuses: PRECONDITION_FAILED.
+        # durable: the queue is there again after the broker restarts. It is no copy of its messages.
+        # x-queue-type: a quorum queue keeps its messages on disk, and in a cluster on several nodes.
+        channel.queue_declare(queue="hello", durable=True, arguments={"x-queue-type": "quorum"})
+
+        for i in range(arguments.count):
+            # The empty name is not "no exchange": it is the default exchange, to which the broker
+            # binds every queue by the queue's own name. The routing key is therefore that name.
+            channel.basic_publish(
+                exchange="",
+                routing_key="hello",
+                body=f"{arguments.text}{i}".encode(errors="surrogateescape"),
+            )
+
+    # Sent is not confirmed: the broker has said nothing of these messages. work_queue asks it to.
+    print(f"Sent {arguments.text!r} * {arguments.count}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -1,0 +1,83 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Topic: a message goes to the queues that are bound with a pattern that its routing key matches.
+
+                                             +--kern.*-----> [ a queue ] ---> consumer.py
+    producer.py ---> ( exchange topic_logs ) +--*.critical-> [ a queue ] ---> consumer.py
+
+    python topic/producer.py                              'Hello World!', with anonymous.info
+    python topic/producer.py kern.critical 'Kernel panic'
+
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def routing_key(text):
+    """Return text if it can be a routing key: AMQP allows 255 bytes of UTF-8 and no more."""
+    if len(text.encode()) > 255:
+        raise ValueError
+    return text
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("routing_key", nargs="?", type=routing_key, default="anonymous.info")
+    parser.add_argument("message", nargs="?", default="Hello World!")
+    arguments = parser.parse_args()
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
+        channel.confirm_delivery()
+        try:
+            # For a topic exchange the routing key is a list of words with dots between them, by custom
+            # from the general to the particular. A word may be empty: a..b has three.
+            channel.basic_publish(
+                exchange="topic_logs",
+                routing_key=arguments.routing_key,
+                body=arguments.message.encode(errors="surrogateescape"),
+                mandatory=True,
+            )
+        except pika.exceptions.UnroutableError:
+            key = arguments.routing_key
+            sys.exit(f" [!] Nobody got {arguments.message!r}: no binding matches the key {key!r}")
+
+    print(f" [x] Sent {arguments.routing_key!r}: {arguments.message!r}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -1,0 +1,117 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Work queue: do the tasks, one at a time; each is done, whichever worker or broker dies meanwhile.
+
+    producer.py --"task_queue"--> (default exchange) ---> [ queue task_queue ] -+-> consumer.py
+                                                                                +-> consumer.py
+    python work_queue/consumer.py        start it in two terminals or more, and they share the tasks
+
+Ctrl+C or SIGTERM ends it when the task in hand is done. If the broker goes away, it waits for it.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from concurrent import futures
+
+import pika
+
+stopping = False
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def stop(*_):
+    global stopping
+    stopping = True
+
+
+def work(body):
+    """Do one task: a second of work for each dot in it."""
+    time.sleep(body.count(b"."))
+    print(f" [x] Done {body.decode(errors='replace')!r}")
+
+
+def consume(connection, pool):
+    """Take tasks until told to stop. Raises AMQPConnectionError when the broker goes away."""
+    channel = connection.channel()
+    channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
+
+    # Prefetch: no more than one message unacknowledged at a time. Without a limit, the broker deals
+    # messages out in turn as they come (round robin), and some wait at a busy worker while others idle.
+    channel.basic_qos(prefetch_count=1)
+
+    def on_message(channel, method, properties, body):
+        print(f" [x] Received {body.decode(errors='replace')!r}")
+
+        # The work has a thread of its own. This one, the only one that may use the connection, goes on
+        # sending heartbeats; without them the broker would close the connection in mid-task.
+        task = pool.submit(work, body)
+        while futures.wait([task], timeout=0.5).not_done:
+            connection.process_data_events()
+        task.result()  # raises here what work() raised there
+
+        # The acknowledgement, after the work: until it arrives the broker keeps the message, and if this
+        # process or the connection dies, delivers it again. So a task may be done twice, but not lost.
+        channel.basic_ack(delivery_tag=method.delivery_tag)
+
+    channel.basic_consume(queue="task_queue", on_message_callback=on_message)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
+    while not stopping:
+        connection.process_data_events(time_limit=0.5)
+        if not channel.consumer_tags:  # the broker has cancelled the consumer
+            sys.exit(
+                " [!] The queue task_queue was deleted, or a task took longer than the broker allows."
+            )
+
+
+def main():
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    connected = False
+    with futures.ThreadPoolExecutor(max_workers=1) as pool:
+        while not stopping:
+            try:
+                with pika.BlockingConnection(nodes()) as connection:
+                    connected = True
+                    signal.signal(signal.SIGINT, stop)
+                    signal.signal(signal.SIGTERM, stop)
+                    consume(connection, pool)
+            except (pika.exceptions.AMQPConnectionError, OSError) as error:
+                if stopping or not connected:
+                    raise
+                print(
+                    f" [!] Lost the broker: {error!r}. Trying again in a second.", file=sys.stderr
+                )
+                time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -1,0 +1,84 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Work queue: hand out tasks that survive crashes of the worker, of the broker and of this script.
+
+    producer.py --"task_queue"--> (default exchange) ---> [ queue task_queue ] -+-> consumer.py
+                                                                                +-> consumer.py
+    python work_queue/producer.py                         five tasks
+    python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
+
+It says "Sent" of what the broker has confirmed, and ends with 1 if there is anything that it has not.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+TASKS = ["First task.", "Second task..", "Third task...", "Fourth task....", "Fifth task....."]
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    try:
+        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls.split(",")]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="*", default=TASKS)
+    tasks = parser.parse_args().task
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+        channel.queue_declare(
+            queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"}
+        )
+
+        # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed
+        # the message; for a persistent one in a durable queue, that is when it is on disk.
+        channel.confirm_delivery()
+
+        for number, task in enumerate(tasks, start=1):
+            try:
+                channel.basic_publish(
+                    exchange="",
+                    routing_key="task_queue",
+                    body=task.encode(errors="surrogateescape"),
+                    # Delivery mode 2: write the message to disk, so that it outlives a restart of the
+                    # broker. A quorum queue does so in any case, a classic queue only if told.
+                    properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+                    # Without it, the broker drops, and even confirms, what no queue is bound for.
+                    mandatory=True,
+                )
+            except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
+                sys.exit(f" [!] Not sent, task {number} of {len(tasks)}, {task!r}: {error!r}")
+            print(f" [x] Sent {task!r}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete the queue or exchange that is in the way, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")
