@@ -169,7 +169,8 @@ def main():
             except (pika.exceptions.AMQPConnectionError, OSError) as error:
                 if time.monotonic() > producer.patience_ends:
                     raise
-                print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
+                if producer.channel:
+                    print(f" [!] Lost the broker: {error!r}. Waiting for it.", file=sys.stderr)
                 time.sleep(1)
     finally:
         confirmed = producer.confirmed - len(producer.returned)
