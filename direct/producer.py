@@ -62,7 +62,7 @@ def main():
         except pika.exceptions.UnroutableError:
             sys.exit(f" [!] Nobody got {message!r}: no queue is bound with the key {severity!r}")
 
-    print(f" [x] Sent {severity!r}: {message!r}")
+        print(f" [x] Sent {severity!r}: {message!r}")
 
 
 if __name__ == "__main__":

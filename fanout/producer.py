@@ -60,7 +60,7 @@ def main():
         except pika.exceptions.UnroutableError:
             sys.exit(f" [!] Nobody got {message!r}: no queue is bound to the exchange logs")
 
-    print(f" [x] Sent {message!r}")
+        print(f" [x] Sent {message!r}")
 
 
 if __name__ == "__main__":

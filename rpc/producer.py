@@ -41,6 +41,8 @@ def main():
     parser.add_argument("n", nargs="*", default=["30"])
     parser.add_argument("--timeout", type=int, default=10, metavar="SECONDS")
     arguments = parser.parse_args()
+    if not 1 <= arguments.timeout <= 3600:
+        parser.error("--timeout: from 1 to 3600 seconds")
     waiting = {str(uuid.uuid4()): n for n in arguments.n}
     failed = []
 
@@ -56,7 +58,7 @@ def main():
 
     def on_return(channel, method, properties, body):
         n = waiting.pop(properties.correlation_id)
-        failed.append(f"fib({n}) reached no server: nobody has declared the queue rpc_queue yet")
+        failed.append(f"fib({n}) reached no server: there is no queue rpc_queue")
 
     with pika.BlockingConnection(nodes()) as connection:
         channel = connection.channel()

@@ -43,6 +43,8 @@ def main():
     parser.add_argument("text", nargs="?", default="兔子")
     parser.add_argument("count", nargs="?", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error("count: at least 1")
 
     # The connection is a TCP connection and a login. Leaving this block closes it, in any case.
     with pika.BlockingConnection(nodes()) as connection:

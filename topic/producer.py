@@ -63,7 +63,7 @@ def main():
             key = arguments.routing_key
             sys.exit(f" [!] Nobody got {arguments.message!r}: no binding matches the key {key!r}")
 
-    print(f" [x] Sent {arguments.routing_key!r}: {arguments.message!r}")
+        print(f" [x] Sent {arguments.routing_key!r}: {arguments.message!r}")
 
 
 if __name__ == "__main__":
