@@ -27,13 +27,15 @@ import pika
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
-        return [pika.URLParameters(url) for url in urls.split(",")]
+        return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
 
 
 def main():
@@ -41,6 +43,8 @@ def main():
     parser.add_argument("n", nargs="*", default=["30"])
     parser.add_argument("--timeout", type=int, default=10, metavar="SECONDS")
     arguments = parser.parse_args()
+    if not 1 <= arguments.timeout <= 3600:
+        parser.error("--timeout: from 1 to 3600 seconds")
     waiting = {str(uuid.uuid4()): n for n in arguments.n}
     failed = []
 
@@ -56,7 +60,7 @@ def main():
 
     def on_return(channel, method, properties, body):
         n = waiting.pop(properties.correlation_id)
-        failed.append(f"fib({n}) reached no server: nobody has declared the queue rpc_queue yet")
+        failed.append(f"fib({n}) reached no server: there is no queue rpc_queue")
 
     with pika.BlockingConnection(nodes()) as connection:
         channel = connection.channel()

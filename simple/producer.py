@@ -24,18 +24,20 @@ import pika
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = os.environ.get("AMQP_URL")
-    if not urls:
+    urls = (os.environ.get("AMQP_URL") or "").split(",")
+    if urls == [""]:
         # The long form of amqp://guest:guest@localhost:5672/%2F. The user guest may log in from the
         # broker's own machine only, unless the broker's configuration says otherwise.
         credentials = pika.PlainCredentials(username="guest", password="guest")
         return [pika.ConnectionParameters(host="localhost", port=5672, credentials=credentials)]
     try:
-        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
-        return [pika.URLParameters(url) for url in urls.split(",")]
+        return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
 
 
 def main():
@@ -43,6 +45,8 @@ def main():
     parser.add_argument("text", nargs="?", default="兔子")
     parser.add_argument("count", nargs="?", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error("count: at least 1")
 
     # The connection is a TCP connection and a login. Leaving this block closes it, in any case.
     with pika.BlockingConnection(nodes()) as connection:

@@ -26,13 +26,15 @@ TASKS = ["First task.", "Second task..", "Third task...", "Fourth task....", "Fi
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
-        return [pika.URLParameters(url) for url in urls.split(",")]
+        return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
 
 
 def main():

@@ -1,0 +1,174 @@
+"""What a user can get wrong, at every script there is: one line, an exit code, no traceback."""
+
+import socket
+
+import pika
+import pytest
+from end import ROOT
+
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for end in ("producer", "consumer")
+    for path in ROOT.glob(f"*/{end}.py")
+) + sorted(
+    str(path.relative_to(ROOT))
+    for end in ("producer", "consumer")
+    for path in ROOT.glob(f"advanced/*/{end}.py")
+)
+PASSWORD = "not-for-your-eyes"
+
+
+def address(broker) -> tuple[str, int]:
+    parameters = pika.URLParameters(broker.url)
+    return parameters.host, parameters.port
+
+
+def complaint(end, code=1) -> str:
+    """Return the one line on standard error of a script that has ended with code."""
+    assert end.end() == code, end
+    assert len(end.errors) == 1, end
+    assert PASSWORD not in end.errors[0]
+    assert "Received" not in "".join(end.lines)
+    return end.errors[0]
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return request.param
+
+
+def test_every_lesson_has_both_ends():
+    folders = {script.rsplit("/", 1)[0] for script in SCRIPTS}
+    assert {"simple", "work_queue", "fanout", "direct", "topic", "rpc"} <= folders
+    assert len(SCRIPTS) == 2 * len(folders)
+
+
+def test_broker_away(start, script):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = complaint(start(script, url=f"amqp://guest:{PASSWORD}@localhost:{port}/%2F"))
+    assert line.startswith(f" [!] localhost:{port}: ")
+    assert "Connection refused" in line
+    assert "is RabbitMQ running there" in line
+
+
+def test_unknown_host(start, script):
+    line = complaint(start(script, url=f"amqp://guest:{PASSWORD}@nowhere.invalid:5672/%2F"))
+    assert line.startswith(" [!] nowhere.invalid:5672: ")
+
+
+def test_wrong_password(start, script, broker):
+    host, port = address(broker)
+    line = complaint(start(script, url=f"amqp://guest:{PASSWORD}@{host}:{port}/%2F"))
+    assert line.startswith(f" [!] {host}:{port}: ")
+    assert "ACCESS_REFUSED" in line
+    assert "does AMQP_URL name" in line
+
+
+def test_unknown_vhost(start, script, broker):
+    host, port = address(broker)
+    line = complaint(start(script, url=f"amqp://guest:guest@{host}:{port}/nowhere"))
+    assert line.startswith(f" [!] {host}:{port}: ")
+    assert "nowhere" in line
+    assert "vhost" in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "localhost:5672",
+        "ftp://guest:{}@localhost",
+        "amqp://guest:{}@localhost:port/%2F",
+        "amqp://guest:{}@localhost:99999/%2F",
+        "amqp://guest:12#{}@localhost:5672/%2F",
+        "amqp://guest:12/{}@localhost:5672/%2F",
+        "amqp://guest:{},x@localhost:5672/%2F",
+        "amqp://[::1",
+        "amqp://guest:{}@localhost/%2F?heartbeat=often",
+        "amqps://guest:{}@localhost/%2F?ssl_options=nonsense",
+        "amqps://guest:{}@localhost/%2F?ssl_options=%7B%27cafile%27:%27missing.pem%27%7D",
+    ],
+)
+def test_malformed_url(start, url):
+    # The lines that read AMQP_URL are alike in every script (test_house.py): one of them will do.
+    line = complaint(start("fanout/producer.py", url=url.format(PASSWORD)))
+    assert line.startswith(" [!] AMQP_URL")
+    assert "amqp://user:password@host:5672/%2F" in line
+    assert "12" not in line.replace("%2F", "")
+
+
+def test_malformed_url_at_every_script(start, script):
+    line = complaint(start(script, url=f"amqp:/guest:{PASSWORD}@localhost:x/"))
+    assert line.startswith(" [!] AMQP_URL")
+
+
+@pytest.mark.parametrize(
+    ("script", "queue"),
+    [
+        ("simple/producer.py", "hello"),
+        ("simple/consumer.py", "hello"),
+        ("work_queue/producer.py", "task_queue"),
+        ("work_queue/consumer.py", "task_queue"),
+        ("rpc/consumer.py", "rpc_queue"),
+    ],
+)
+def test_a_queue_declared_otherwise(start, broker, channel, script, queue):
+    channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "classic"})
+    line = complaint(start(script))
+    assert line.startswith(" [!] {}:{}: ".format(*address(broker)))
+    assert f"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue '{queue}'" in line
+    assert "delete the queue or exchange" in line
+
+
+@pytest.mark.parametrize(
+    ("lesson", "exchange"),
+    [("fanout", "logs"), ("direct", "direct_logs"), ("topic", "topic_logs")],
+)
+@pytest.mark.parametrize("end", ["producer", "consumer"])
+def test_an_exchange_declared_otherwise(start, broker, channel, lesson, exchange, end):
+    channel.exchange_declare(exchange, "headers")
+    line = complaint(start(f"{lesson}/{end}.py"))
+    assert line.startswith(" [!] {}:{}: ".format(*address(broker)))
+    assert f"PRECONDITION_FAILED - inequivalent arg 'type' for exchange '{exchange}'" in line
+
+
+def test_the_first_node_that_answers_is_used(start, broker, script):
+    if script == "rpc/producer.py":
+        start("rpc/consumer.py").ready()
+    if script in ("fanout/producer.py", "direct/producer.py", "topic/producer.py"):
+        start(script.replace("producer", "consumer")).ready()
+    end = start(script, url=f"amqp://guest:guest@localhost:1/%2F,{broker.url}")
+    if script.endswith("producer.py"):
+        assert end.end() == 0, end
+    else:
+        end.ready()
+
+
+def test_help_is_the_docstring(start, script):
+    end = start(script, "--help", url="malformed, and nobody cares")
+    assert end.end() == 0
+    docstring = compile((ROOT / script).read_text(), script, "exec").co_consts[0]
+    assert docstring.strip() in "\n".join(end.lines)
+
+
+def test_an_unknown_option_is_a_wrong_argument(start, script):
+    end = start(script, "--no-such-option")
+    assert end.end() == 2
+    assert end.lines == []
+    assert end.errors[0].startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    "script", ["direct/producer.py", "direct/consumer.py", "topic/producer.py", "topic/consumer.py"]
+)
+@pytest.mark.parametrize("key", ["x" * 256, "é" * 128, b"\xff"], ids=["long", "bytes", "no UTF-8"])
+def test_a_key_that_amqp_cannot_carry_is_a_wrong_argument(start, script, key):
+    end = start(script, key)
+    assert end.end() == 2
+    assert "usage: " in end.errors[0]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "99999999999"])
+def test_a_time_limit_that_is_none_is_a_wrong_argument(start, seconds):
+    assert start("rpc/producer.py", "--timeout", seconds).end() == 2

@@ -1,0 +1,135 @@
+"""work_queue/: what its comments and its section of the README claim."""
+
+import signal
+
+import pytest
+from conftest import received, waiting
+from end import End
+
+
+def done(end):
+    return [line.split("Done ", 1)[1] for line in end.lines if " [x] Done " in line]
+
+
+def unacknowledged_or_waiting(broker_url_channel):
+    return waiting(broker_url_channel, "task_queue")
+
+
+def start_workers(start, count, **options):
+    workers = [start("work_queue/consumer.py", **options) for _ in range(count)]
+    for worker in workers:
+        worker.ready()
+    return workers
+
+
+def test_tasks_are_confirmed_and_done_in_order(start):
+    (worker,) = start_workers(start, 1)
+    producer = start("work_queue/producer.py", "First task.", "Second task", "Third task")
+    assert producer.end() == 0
+    tasks = ["'First task.'", "'Second task'", "'Third task'"]
+    assert producer.lines == [f" [x] Sent {task}" for task in tasks]
+    worker.wait_for("Done", times=3)
+    assert worker.stop() == 0
+    assert worker.lines[1:] == [
+        f" [x] {verb} {task}" for task in tasks for verb in ("Received", "Done")
+    ]
+
+
+def test_five_tasks_by_default(start, channel):
+    producer = start("work_queue/producer.py")
+    assert producer.end() == 0
+    assert producer.lines == [
+        " [x] Sent 'First task.'",
+        " [x] Sent 'Second task..'",
+        " [x] Sent 'Third task...'",
+        " [x] Sent 'Fourth task....'",
+        " [x] Sent 'Fifth task.....'",
+    ]
+    assert waiting(channel, "task_queue") == 5
+
+
+def test_either_end_may_start_first(start):
+    assert start("work_queue/producer.py", "early").end() == 0
+    (worker,) = start_workers(start, 1)
+    worker.wait_for("Done 'early'")
+
+
+def test_a_task_is_persistent(start, channel):
+    start("work_queue/producer.py", "x").end()
+    _, properties, body = channel.basic_get("task_queue", auto_ack=True)
+    assert (properties.delivery_mode, body) == (2, b"x")
+
+
+def test_workers_share_the_tasks_and_no_task_goes_to_both(start):
+    workers = start_workers(start, 2)
+    start("work_queue/producer.py", *(f"task {i}" for i in range(20))).end()
+    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 20, workers)
+    for worker in workers:
+        assert worker.stop() == 0
+    first, second = (done(worker) for worker in workers)
+    assert sorted(first + second) == sorted(f"'task {i}'" for i in range(20))
+    assert first
+    assert second
+
+
+def test_a_task_outlives_its_killed_worker(start):
+    (doomed,) = start_workers(start, 1)
+    start("work_queue/producer.py", "precious" + "." * 60).end()
+    doomed.wait_for("Received")
+    doomed.kill()
+    (heir,) = start_workers(start, 1)
+    heir.wait_for("Received 'precious")
+    assert done(doomed) == []
+
+
+def test_a_busy_worker_does_not_hold_up_the_others(start):
+    workers = start_workers(start, 2)
+    start("work_queue/producer.py", "slow" + "." * 60, *(f"quick {i}" for i in range(6))).end()
+    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 6, workers)
+    busy, free = sorted(workers, key=lambda worker: len(done(worker)))
+    assert (len(received(busy)), done(busy)) == (1, [])
+    assert done(free) == [f"'quick {i}'" for i in range(6)]
+
+
+def test_a_task_longer_than_the_heartbeat_is_done_once(start, broker, channel):
+    (worker,) = start_workers(start, 1, url=f"{broker.url}?heartbeat=2")
+    start("work_queue/producer.py", "long......").end()
+    worker.wait_for("Done")
+    assert worker.stop() == 0
+    assert received(worker) == done(worker) == ["'long......'"]
+    assert worker.errors == []
+    assert waiting(channel, "task_queue") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_in_mid_task_ends_with_that_task_done_and_acknowledged(start, channel, number):
+    (worker,) = start_workers(start, 1)
+    start("work_queue/producer.py", "in hand..", "not mine").end()
+    worker.wait_for("Received")
+    assert worker.stop(number) == 0
+    assert done(worker) == ["'in hand..'"]
+    assert waiting(channel, "task_queue") == 1
+    assert channel.basic_get("task_queue", auto_ack=True)[2] == b"not mine"
+
+
+def test_a_task_that_the_broker_refuses_is_not_called_sent(start, broker, channel):
+    policy = '{"max-length": 1, "overflow": "reject-publish"}'
+    broker.ctl("set_policy", "full", "^task_queue$", policy, "--apply-to", "queues")
+    try:
+        start("work_queue/producer.py", "fits").end()
+        # A quorum queue begins to refuse when it is over its limit, not at it: one more may fit.
+        producer = start("work_queue/producer.py", *(f"task {i}" for i in range(9)))
+        assert producer.end() == 1
+    finally:
+        broker.ctl("clear_policy", "full")
+    (complaint,) = producer.errors
+    number = len(producer.lines)
+    assert complaint.startswith(f" [!] Not sent, task {number + 1} of 9, 'task {number}': NackErr")
+    assert waiting(channel, "task_queue") == 1 + number
+
+
+def test_a_worker_whose_queue_is_deleted_says_so(start, channel):
+    (worker,) = start_workers(start, 1)
+    channel.queue_delete("task_queue")
+    assert worker.end() == 1
+    assert worker.errors[0].startswith(" [!] The queue task_queue was deleted")

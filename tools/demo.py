@@ -1,0 +1,183 @@
+"""Show the lessons at work: both ends of each, in one terminal, on a broker of their own.
+
+    python tools/demo.py              all of them, one after the other
+    python tools/demo.py topic rpc    these
+
+It ends with 0 if every message arrived where it had to, and nowhere else. The broker is a private
+one, gone afterwards, unless AMQP_URL names yours. NO_COLOR=1 switches the colours off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
+
+from broker import BrokerError, private
+from end import READY, End
+from rich.console import Console
+from rich.text import Text
+
+COLORS = ("cyan", "magenta", "yellow", "green")
+
+
+@dataclass
+class Demo:
+    """What to start, with which arguments, and what has to be printed for it to have worked."""
+
+    producers: list[list[str]]
+    consumers: list[list[str]]
+    # What each consumer has to print, or all of them together if they share a queue.
+    consumed: list[list[str]]
+    shared: bool = False
+    produced: list[str] = field(default_factory=list)  # by all producers, answers that they print
+
+
+def fib(n: int) -> int:
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+
+TASKS = ["First task.", "Second task..", "Third task.", "Fourth task."]
+QUESTIONS = [5, 10, 20]
+
+DEMOS = {
+    "simple": Demo([[]], [[]], [[f" [x] Received '兔子{i}'" for i in range(10)]]),
+    "work_queue": Demo(
+        [TASKS],
+        [[], []],
+        [[f" [x] {verb} {task!r}" for task in TASKS for verb in ("Received", "Done")]],
+        shared=True,
+    ),
+    "fanout": Demo(
+        [[], ["warning: disk full"]],
+        [[], []],
+        [[" [x] Received 'info: Hello World!'", " [x] Received 'warning: disk full'"]] * 2,
+    ),
+    "direct": Demo(
+        [["info", "All is well"], ["error", "Disk full"]],
+        [["error"], []],
+        [
+            [" [x] Received error: 'Disk full'"],
+            [" [x] Received info: 'All is well'", " [x] Received error: 'Disk full'"],
+        ],
+    ),
+    "topic": Demo(
+        [["kern.info", "Booted"], ["kern.critical", "Panic"], ["cron.critical", "No space"]],
+        [["kern.*"], ["*.critical"]],
+        [
+            [" [x] Received 'kern.info': 'Booted'", " [x] Received 'kern.critical': 'Panic'"],
+            [" [x] Received 'kern.critical': 'Panic'", " [x] Received 'cron.critical': 'No space'"],
+        ],
+    ),
+    "rpc": Demo(
+        [[str(n) for n in QUESTIONS]],
+        [[], []],
+        [[f" [.] fib({n})" for n in QUESTIONS]],
+        shared=True,
+        produced=[f" [.] Got fib({n}) = {fib(n)}" for n in QUESTIONS],
+    ),
+}
+
+
+class Stage:
+    """Starts ends and prints what they say, each line marked with its end's name and colour."""
+
+    def __init__(self, console: Console, url: str, ends: contextlib.ExitStack) -> None:
+        self.console = console
+        self.url = url
+        self.ends = ends
+        self.colors = iter(COLORS * 9)
+        self.lock = threading.Lock()
+
+    def start(self, lesson: str, script: str, name: str, arguments: list[str]) -> End:
+        color = next(self.colors)
+
+        def heard(line: str) -> None:
+            with self.lock:
+                self.console.print(Text(f"{name:>10} | {line}", style=color), soft_wrap=True)
+
+        path = f"{lesson}/{script}.py"
+        heard("$ " + shlex.join(["python", path, *arguments]))
+        end = End(path, *arguments, url=self.url, heard=heard)
+        self.ends.callback(end.kill)
+        return end
+
+
+def play(console: Console, lesson: str, url: str) -> str:
+    """Run one lesson. Return what went wrong, or nothing."""
+    demo = DEMOS[lesson]
+    with contextlib.ExitStack() as ends:
+        stage = Stage(console, url, ends)
+        many = len(demo.consumers) > 1
+        consumers = [
+            stage.start(lesson, "consumer", f"consumer {i}" if many else "consumer", arguments)
+            for i, arguments in enumerate(demo.consumers, start=1)
+        ]
+        for consumer in consumers:
+            consumer.ready()
+        answers = []
+        for arguments in demo.producers:
+            producer = stage.start(lesson, "producer", "producer", arguments)
+            if producer.end() != 0:
+                return str(producer)
+            answers += [line for line in producer.lines if "Got" in line]
+        for consumer, expected in zip(consumers, demo.consumed, strict=False):
+            wait_for_lines(consumers if demo.shared else [consumer], expected)
+        codes = [consumer.stop() for consumer in consumers]
+    got = [work_of(consumer) for consumer in consumers]
+    if demo.shared:
+        got = [sorted(line for lines in got for line in lines)]
+        demo.consumed = [sorted(demo.consumed[0])]
+    if any(codes) or got != demo.consumed or sorted(answers) != sorted(demo.produced):
+        return f"expected {demo.consumed} and {demo.produced}, got {got} and {answers}"
+    return ""
+
+
+def wait_for_lines(consumers: list[End], expected: list[str]) -> None:
+    """Wait until these consumers together have told of as many messages as expected has lines."""
+    End.wait_until(
+        lambda: sum(len(work_of(consumer)) for consumer in consumers) >= len(expected), expected
+    )
+
+
+def work_of(consumer: End) -> list[str]:
+    """Return the lines of a consumer that tell of messages."""
+    return [line for line in consumer.lines if not any(text in line for text in READY)]
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("lesson", nargs="*", choices=[*DEMOS, []], metavar="lesson")
+    lessons = parser.parse_args().lesson or list(DEMOS)
+    console = Console(highlight=False)
+    failed = []
+    with contextlib.ExitStack() as stack:
+        url = os.environ.get("AMQP_URL")
+        if not url:
+            broker = stack.enter_context(private())
+            url = broker.url
+            console.print(f"A RabbitMQ {broker.version} of its own is ready ({broker.kind}).")
+        for lesson in lessons:
+            console.print(f"\n== {lesson} ==", style="bold")
+            wrong = play(console, lesson, url)
+            if wrong:
+                failed.append(lesson)
+            console.print(f"   not as it should be: {wrong}" if wrong else "   all delivered")
+    if failed:
+        sys.exit(f"demo: not delivered as they should be: {', '.join(failed)}")
+    console.print(f"\nAll delivered: {', '.join(lessons)}.")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the broker goes too
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AssertionError, BrokerError) as error:
+        sys.exit(f"demo: {error}")
