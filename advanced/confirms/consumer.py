@@ -9,7 +9,7 @@
     python advanced/confirms/consumer.py          until Ctrl+C or SIGTERM
     python advanced/confirms/consumer.py 100000   until it has taken that many
 
-What was handled, but not yet acknowledged when a connection broke, is delivered again: so a batch of
+What was handled, but not yet acknowledged when a connection broke, is delivered again: a batch of
 messages may be handled twice. If the broker goes away, it waits for it.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
@@ -53,8 +53,8 @@ def consume(connection, count):
     channel = connection.channel()
     channel.queue_declare(queue="confirms", durable=True, arguments={"x-queue-type": "quorum"})
 
-    # Room for two batches: the next one comes in while the ack of this one is on its way. With
-    # room for less than one, the broker would wait for the ack, and the ack for the rest of the batch.
+    # Room for two batches: the next one comes in while the ack of this one is on its way. Were there
+    # room for less than one, the broker would wait for the ack, and the ack for the rest of them.
     channel.basic_qos(prefetch_count=2 * BATCH)
     last = acked = 0  # delivery tags, which count the messages of this channel
 
@@ -72,8 +72,8 @@ def consume(connection, count):
         nonlocal last
         if stopping:
             return  # neither handled nor acknowledged: it stays in the queue
-        # Here would be the work. If doing it twice does harm, keep properties.message_id together with
-        # its result, in one transaction, and skip what is there already.
+        # Here would be the work. If doing it twice does harm, store properties.message_id along with
+        # its result, in one transaction, and skip a message whose id is stored already.
         handled += 1
         last = method.delivery_tag
         if last - acked == BATCH:
