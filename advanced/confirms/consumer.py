@@ -53,7 +53,7 @@ def consume(connection, count):
     channel = connection.channel()
     channel.queue_declare(queue="confirms", durable=True, arguments={"x-queue-type": "quorum"})
 
-    # Room for two batches: the next one comes in while the ack of this one is on its way. Were there
+    # Room for two batches: the next one comes in while this ack is on its way. Were there
     # room for less than one, the broker would wait for the ack, and the ack for the rest of them.
     channel.basic_qos(prefetch_count=2 * BATCH)
     last = acked = 0  # delivery tags, which count the messages of this channel
@@ -72,7 +72,7 @@ def consume(connection, count):
         nonlocal last
         if stopping:
             return  # neither handled nor acknowledged: it stays in the queue
-        # Here would be the work. If doing it twice does harm, store properties.message_id along with
+        # Here would be the work. If doing it twice does harm, store properties.message_id with
         # its result, in one transaction, and skip a message whose id is stored already.
         handled += 1
         last = method.delivery_tag
