@@ -9,7 +9,7 @@
     python work_queue/producer.py                         five tasks
     python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
 
-It says "Sent" of what the broker has confirmed, and ends with 1 if there is anything that it has not.
+It says "Sent" of what the broker has confirmed. If there is anything else, it ends with 1.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -58,10 +58,12 @@ def main():
                     exchange="",
                     routing_key="task_queue",
                     body=task.encode(errors="surrogateescape"),
-                    # Delivery mode 2: write the message to disk, so that it outlives a restart of the
-                    # broker. A quorum queue does so in any case, a classic queue only if told.
+                    # Delivery mode 2: on disk, the message outlives a restart of the broker. A
+                    # quorum queue writes every message to disk, a classic queue only those that say
+                    # so.
                     properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-                    # Without it, the broker drops, and even confirms, what no queue is bound for.
+                    # Without it, the broker drops what it can route to no queue, and confirms it
+                    # too.
                     mandatory=True,
                 )
             except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
