@@ -83,8 +83,10 @@ def main():
             with pika.BlockingConnection(nodes()) as connection:
                 connected = True
                 serve(connection)
+        except BrokenPipeError:
+            raise
         except (pika.exceptions.AMQPConnectionError, OSError) as error:
-            if not connected or isinstance(error, BrokenPipeError):
+            if not connected:
                 raise
             print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
             time.sleep(1)
