@@ -53,8 +53,8 @@ def main():
         channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
         queue = channel.queue_declare(queue="", exclusive=True).method.queue
 
-        # A queue may have any number of bindings, and any number of queues the same one: a message goes
-        # once to each queue that has a binding with its routing key.
+        # A queue may have many bindings, and many queues may have the same: a message goes once to
+        # every queue that is bound with its routing key.
         for severity in severities:
             channel.queue_bind(queue=queue, exchange="direct_logs", routing_key=severity)
 

@@ -54,7 +54,7 @@ def main():
         channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
         channel.confirm_delivery()
         try:
-            # The routing key: a direct exchange compares it, to the letter, with those of its bindings.
+            # A direct exchange compares the routing key with those of its bindings, to the letter.
             channel.basic_publish(
                 exchange="direct_logs",
                 routing_key=severity,

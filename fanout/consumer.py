@@ -42,12 +42,12 @@ def main():
         channel = connection.channel()
         channel.exchange_declare(exchange="logs", exchange_type="fanout")
 
-        # A queue for this process alone: queue="" asks the broker to make up a name, which it returns;
-        # exclusive shuts out every other connection, and deletes the queue along with this one.
+        # A queue for this process alone: queue="" has the broker make up a name and return it, and
+        # exclusive keeps other connections out, and has the queue deleted along with this one.
         result = channel.queue_declare(queue="", exclusive=True)
         queue = result.method.queue
 
-        # The binding tells the exchange about the queue. What was published before it is not for us.
+        # The binding tells the exchange of the queue. What was published before it is not for us.
         channel.queue_bind(queue=queue, exchange="logs")
 
         def on_message(channel, method, properties, body):

@@ -44,15 +44,16 @@ def main():
     with pika.BlockingConnection(nodes()) as connection:
         channel = connection.channel()
 
-        # An exchange passes messages on to queues, and keeps none. Its type says how it chooses:
-        # fanout, direct, topic or headers. A fanout exchange chooses every queue that is bound to it.
-        # durable=True would have it there again after the broker restarts; this one is made anew.
+        # An exchange passes messages on to queues, and keeps none. Its type is how it chooses the
+        # queues: direct, topic, headers, or fanout, which chooses every queue bound to it. With
+        # durable=True it would be there again after the broker restarts; this one is declared anew.
         channel.exchange_declare(exchange="logs", exchange_type="fanout")
 
         channel.confirm_delivery()
         try:
-            # A fanout exchange does not look at the routing key. mandatory: where no queue is bound,
-            # the message comes back to us; without it, the broker would drop it without a word.
+            # A fanout exchange does not look at the routing key. mandatory: if no queue is bound,
+            # the message comes back to us. Without it, the broker would drop the message without a
+            # word.
             channel.basic_publish(
                 exchange="logs",
                 routing_key="",

@@ -55,7 +55,7 @@ def on_request(channel, method, properties, body):
         answer = "not a whole number from 0 to 9999"
         reply.type = "error"
 
-    # The request says where its answer goes. To a client that is gone, the broker drops it silently.
+    # The request says where the answer goes. The broker drops it if that client is there no more.
     if properties.reply_to:
         channel.basic_publish(
             exchange="", routing_key=properties.reply_to, body=answer, properties=reply
@@ -83,8 +83,10 @@ def main():
             with pika.BlockingConnection(nodes()) as connection:
                 connected = True
                 serve(connection)
+        except BrokenPipeError:
+            raise
         except (pika.exceptions.AMQPConnectionError, OSError) as error:
-            if not connected or isinstance(error, BrokenPipeError):
+            if not connected:
                 raise
             print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
             time.sleep(1)

@@ -81,8 +81,8 @@ def main():
                 body=n.encode(errors="surrogateescape"),
                 properties=pika.BasicProperties(
                     reply_to="amq.rabbitmq.reply-to",  # where the answer is to go
-                    correlation_id=correlation_id,  # repeated in the answer: which request it is for
-                    expiration=str(arguments.timeout * 1000),  # in ms: then nobody waits any more
+                    correlation_id=correlation_id,  # in the answer again: which request it is for
+                    expiration=str(arguments.timeout * 1000),  # in ms: drop what nobody waits for
                 ),
                 mandatory=True,
             )

@@ -52,15 +52,15 @@ def main():
             # !r also keeps control characters in a message from reaching the terminal.
             print(f" [x] Received {body.decode(errors='replace')!r}")
 
-        # auto_ack: the broker forgets a message as soon as it has written it to the socket. Fast, but
-        # what this process had received and not yet handled when it died is lost, and nothing limits
-        # how much that is. work_queue acknowledges each message after its work.
+        # auto_ack: the broker forgets a message as soon as it has sent it. That is fast, but what
+        # this process had received and not yet handled when it died is lost, and nothing limits how
+        # much that is. work_queue acknowledges each message after its work.
         channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
 
         print(" [*] Waiting for messages. To exit press CTRL+C")
         channel.start_consuming()
 
-        # It comes back by itself only when the broker cancelled the consumer: its queue was deleted.
+        # It returns by itself only if the broker has cancelled the consumer: its queue is gone.
         sys.exit(" [!] The queue hello was deleted. Start again to declare it anew.")
 
 

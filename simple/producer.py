@@ -50,13 +50,15 @@ def main():
 
     # The connection is a TCP connection and a login. Leaving this block closes it, in any case.
     with pika.BlockingConnection(nodes()) as connection:
-        # A channel is a session within the connection: nearly every request to the broker is made on one.
+        # A channel is a session within the connection: nearly all that one asks a broker for is
+        # asked on a channel, and an error ends the channel, not the connection.
         channel = connection.channel()
 
         # Declaring makes the queue if it is not there, so both ends declare it and either may start
-        # first. If it is there, but made with other arguments, the broker refuses: PRECONDITION_FAILED.
-        # durable: the queue is there again after the broker restarts. It is no copy of its messages.
-        # x-queue-type: a quorum queue keeps its messages on disk, and in a cluster on several nodes.
+        # first. If it is there, but made with other arguments, the broker refuses with
+        # PRECONDITION_FAILED. durable: the queue is there again after the broker restarts; it does
+        # not make a copy of any message. x-queue-type: a quorum queue keeps its messages on disk,
+        # and in a cluster on several nodes.
         channel.queue_declare(queue="hello", durable=True, arguments={"x-queue-type": "quorum"})
 
         for i in range(arguments.count):

@@ -78,7 +78,7 @@ def speaks_amqp(port: int) -> bool:
 
 
 def listens(port: int) -> bool:
-    """Tell whether a port of localhost accepts connections; RabbitMQ opens its own when it is ready.
+    """Tell whether a port of localhost accepts connections, as RabbitMQ does once it is ready.
 
     A connection that comes and goes without a word leaves no warning in RabbitMQ's log.
     """
@@ -229,7 +229,8 @@ class NativeBroker(Broker):
 
     def _signal(self, number: int) -> None:
         # The server is a shell script that waits for the virtual machine. SIGTERM is for the
-        # script, which shuts the node down. SIGKILL is for both: they are a process group of their own.
+        # script, which shuts the node down. SIGKILL is for both: they are a process group of their
+        # own.
         if not self.pid_file.exists():
             return
         with contextlib.suppress(ProcessLookupError):

@@ -53,7 +53,7 @@ def main():
         channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
         channel.confirm_delivery()
         try:
-            # For a topic exchange the routing key is a list of words with dots between them, by custom
+            # To a topic exchange a routing key is a list of words with dots between them, by custom
             # from the general to the particular. A word may be empty: a..b has three.
             channel.basic_publish(
                 exchange="topic_logs",

@@ -54,32 +54,33 @@ def consume(connection, pool):
     channel = connection.channel()
     channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
 
-    # Prefetch: no more than one message unacknowledged at a time. Without a limit, the broker deals
-    # messages out in turn as they come (round robin), and some wait at a busy worker while others idle.
+    # Prefetch: at most one unacknowledged message at a time. Without a limit, the broker deals out
+    # all it has, in turn (round robin), and tasks wait at a busy worker while another one idles.
     channel.basic_qos(prefetch_count=1)
 
     def on_message(channel, method, properties, body):
         print(f" [x] Received {body.decode(errors='replace')!r}")
 
-        # The work has a thread of its own. This one, the only one that may use the connection, goes on
-        # sending heartbeats; without them the broker would close the connection in mid-task.
+        # The work has a thread of its own. This one, the only one that may use the connection,
+        # keeps up the heartbeats; without them the broker would close the connection in mid-task.
         task = pool.submit(work, body)
         while futures.wait([task], timeout=0.5).not_done:
             connection.process_data_events()
         task.result()  # raises here what work() raised there
 
-        # The acknowledgement, after the work: until it arrives the broker keeps the message, and if this
-        # process or the connection dies, delivers it again. So a task may be done twice, but not lost.
-        channel.basic_ack(delivery_tag=method.delivery_tag)
+        # The acknowledgement comes after the work. Until it arrives, the broker keeps the message,
+        # and delivers it again if this process or its connection dies: then a task may be done
+        # twice, but it is not lost. The channel is closed if the work took longer than the broker
+        # waits for that.
+        if channel.is_open:
+            channel.basic_ack(delivery_tag=method.delivery_tag)
 
     channel.basic_consume(queue="task_queue", on_message_callback=on_message)
     print(" [*] Waiting for messages. To exit press CTRL+C")
     while not stopping:
         connection.process_data_events(time_limit=0.5)
         if not channel.consumer_tags:  # the broker has cancelled the consumer
-            sys.exit(
-                " [!] The queue task_queue was deleted, or a task took longer than the broker allows."
-            )
+            sys.exit(" [!] The queue task_queue was deleted, or a task outlasted consumer_timeout")
 
 
 def main():
@@ -93,12 +94,12 @@ def main():
                     signal.signal(signal.SIGINT, stop)
                     signal.signal(signal.SIGTERM, stop)
                     consume(connection, pool)
+            except BrokenPipeError:
+                raise
             except (pika.exceptions.AMQPConnectionError, OSError) as error:
                 if stopping or not connected:
                     raise
-                print(
-                    f" [!] Lost the broker: {error!r}. Trying again in a second.", file=sys.stderr
-                )
+                print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
                 time.sleep(1)
 
 
