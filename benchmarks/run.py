@@ -210,7 +210,7 @@ class Bench:
             server.wait()
 
     def rpc_in_flight(self, count: int) -> float:
-        """Return the seconds from the first request to the last answer, as the lesson prints them."""
+        """Return the seconds from the lesson's first request to its last answer."""
         client = subprocess.Popen(
             [sys.executable, "rpc/producer.py", *["0"] * count],
             cwd=ROOT,
@@ -370,7 +370,7 @@ def report(figures: Figures, plan: Plan, machine: list[str]) -> str:
             "# What the benchmark measured",
             "`make bench` writes this file and `results.svg`. " + " ".join(machine),
             f"Medians of {plan.rounds} rounds ({plan.size_rounds} for the sizes) on one broker;"
-            " each round runs all of it once, in alternating order. A ratio is taken within a round."
+            " each round runs all of it once, in alternating order. A ratio is one of a round."
             " Messages are of 100 bytes, persistent, mandatory and with a message_id, in a quorum"
             " queue; after each run it is verified that all of them are there, or acknowledged.",
             targets,

@@ -107,8 +107,10 @@ def main():
                 signal.signal(signal.SIGINT, stop)
                 signal.signal(signal.SIGTERM, stop)
                 consume(connection, count)
+        except BrokenPipeError:
+            raise
         except (pika.exceptions.AMQPConnectionError, OSError) as error:
-            if stopping or not connected or isinstance(error, BrokenPipeError):
+            if stopping or not connected:
                 raise
             print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
             time.sleep(1)

@@ -11,7 +11,7 @@
 
 A confirm promises that the message is safe in its queue: at least once. It does not promise that
 anybody has read it, nor that it is there only once: what was in flight when a connection broke is
-published again, and may arrive twice, with the same message_id. Ends with 1 if it had to give up.
+published again, and may arrive twice, with the same message_id.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -30,17 +30,19 @@ from pika.adapters.select_connection import IOLoop
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        if re.search("//[^,@]*[/?#][^,]*@", urls):  # it would end the host's name in mid-password
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
-        return [pika.URLParameters(url) for url in urls.split(",")]
+        return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#, as %XX)")
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
 
 
 # A BlockingConnection waits for the confirm of each message before the next. A SelectConnection
-# waits for nothing: its loop calls the methods on_... below when the broker has something to say.
+# waits for nothing: its loop calls the methods on_... when the broker has something to say.
 class Producer:
     """What is still to be published, and to be confirmed. It outlives a connection."""
 
@@ -48,14 +50,14 @@ class Producer:
         self.count, self.size = count, size
         # The window: how much may be in flight. All of it is in memory here, so bytes limit it too.
         self.window = max(1, min(1000, 10_000_000 // max(1, size)))
-        self.numbers = iter(range(1, count + 1))  # of the messages that were not published yet
-        self.unconfirmed = {}  # delivery tag: number, of those in flight
+        self.numbers = iter(range(1, count + 1))  # of the messages not published yet
+        self.unconfirmed = {}  # the numbers of those in flight, by delivery tag
         self.again = []  # the numbers of those to publish once more
         self.confirmed = 0
         self.returned = []
         self.stopping = False
-        self.patience_ends = 0
         self.run_id = uuid.uuid4().hex
+        self.start = time.monotonic()
 
     def run(self):
         """Publish over one connection. Raises what broke it, if the work is not done."""
@@ -65,15 +67,14 @@ class Producer:
         self.tick()
         self.ioloop.start()
         self.ioloop.close()
-        if self.channel:
-            self.patience_ends = time.monotonic() + 60
         if self.confirmed < self.count and not self.stopping:
             raise self.error
 
     def on_connected(self, connection):
         if isinstance(connection, Exception):
             self.error = pika.exceptions.AMQPConnectionError(connection.exceptions[-1])
-            return self.ioloop.stop()
+            self.ioloop.stop()
+            return
         self.connection = connection
         connection.add_on_close_callback(self.on_closed)
         connection.add_on_connection_blocked_callback(self.on_blocked)
@@ -99,14 +100,15 @@ class Producer:
             number = self.again.pop() if self.again else next(self.numbers, None)
             if number is None:
                 break
-            # A duplicate has the message_id of a message that the consumer has seen before. Pika
-            # encodes the properties here and now, so one object serves for all messages.
+            # A consumer knows a duplicate by its message_id. Pika encodes the properties before it
+            # returns, so one object serves for all messages.
             properties.message_id = f"{self.run_id}-{number}"
             body = f"{number} ".encode().ljust(self.size, b".")
             self.channel.basic_publish("", "confirms", body, properties, mandatory=True)
             self.tag += 1
             self.unconfirmed[self.tag] = number
-        if not self.unconfirmed and (self.stopping or self.confirmed >= self.count):
+        done = self.stopping or self.confirmed >= self.count
+        if done and not self.unconfirmed and self.connection.is_open:
             self.connection.close()
 
     def on_confirm(self, frame):
@@ -119,16 +121,18 @@ class Producer:
         if isinstance(frame.method, pika.spec.Basic.Ack):
             self.confirmed += len(numbers)
             self.publish()
-        else:  # a nack: the queue did not take them. tick() publishes them again, without haste.
+        else:  # a nack: the queue did not take them. tick() has them published again.
             self.again += numbers
 
     def on_return(self, channel, method, properties, body):
-        # Somebody has deleted the queue. An ack for the message follows all the same.
+        # Somebody has deleted the queue. The broker confirms the message all the same, after this.
         self.returned.append(properties.message_id)
+        self.confirmed -= 1
         self.stopping = True
 
     def on_blocked(self, connection, frame):
-        print(f" [!] The broker waits, and we with it: {frame.method.reason}", file=sys.stderr)
+        reason = frame.method.reason
+        print(f" [!] The broker takes no messages for now: {reason}. Waiting.", file=sys.stderr)
 
     def on_closed(self, channel_or_connection, reason):
         self.error = self.error or reason
@@ -138,19 +142,27 @@ class Producer:
             self.ioloop.stop()
 
     def tick(self):
-        """Do what answers nothing that the broker says, twice a second."""
+        """Twice a second, do what has no message from the broker for its cause."""
         self.ioloop.call_later(0.5, self.tick)
         if sys.stderr.isatty():
-            text = f" [.] {self.confirmed} of {self.count} confirmed"
-            print(text, end="\r", file=sys.stderr, flush=True)
+            print(f" [.] {self.confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
         opened = self.channel and self.channel.is_open
-        if self.stopping:
-            self.connection.close() if opened else self.ioloop.stop()
-        elif opened:
+        if opened and not self.stopping:
             self.publish()
+        elif opened:
+            self.connection.close()
+        elif self.stopping:
+            self.ioloop.stop()
 
     def stop(self, *_):
         self.stopping = True
+
+    def __str__(self):
+        seconds = time.monotonic() - self.start
+        left = [*self.unconfirmed.values(), *self.again, *islice(self.numbers, 1)]
+        first = f"; number {min(left)} is the first that is not" if left else ""
+        rate = f"{self.confirmed / seconds:.0f}/s"
+        return f"Confirmed {self.confirmed} of {self.count} in {seconds:.2f} s, {rate}{first}"
 
 
 def main():
@@ -160,29 +172,26 @@ def main():
     producer = Producer(**vars(parser.parse_args()))
     signal.signal(signal.SIGINT, producer.stop)
     signal.signal(signal.SIGTERM, producer.stop)
-
-    start = time.monotonic()
-    try:
-        while producer.confirmed < producer.count and not producer.stopping:
-            try:
-                producer.run()
-            except (pika.exceptions.AMQPConnectionError, OSError) as error:
-                if time.monotonic() > producer.patience_ends:
-                    raise
-                if producer.channel:
-                    print(f" [!] Lost the broker: {error!r}. Waiting for it.", file=sys.stderr)
-                time.sleep(1)
-    finally:
-        confirmed = producer.confirmed - len(producer.returned)
-        seconds = time.monotonic() - start
-        rate = confirmed / seconds
-        print(f" [x] Confirmed {confirmed} of {producer.count} in {seconds:.2f} s: {rate:.0f}/s")
-        if left := [*producer.unconfirmed.values(), *producer.again, *islice(producer.numbers, 1)]:
-            print(f" [!] Not confirmed: number {min(left)} is the first")
+    tries = 0
+    while producer.confirmed < producer.count and not producer.stopping:
+        try:
+            producer.run()
+        except BrokenPipeError:
+            raise
+        except (pika.exceptions.AMQPConnectionError, OSError) as error:
+            if producer.channel:
+                print(f" [!] Lost the broker: {error!r}. Waiting for it.", file=sys.stderr)
+                tries = 60
+            elif not tries:
+                raise
+            tries -= 1
+            if not tries:
+                sys.exit(f" [!] {producer}: {error!r}")
+            time.sleep(1)
     if producer.returned:
-        sys.exit(
-            f" [!] Unroutable, as the queue was deleted: {', '.join(producer.returned[:3])}..."
-        )
+        first, number = producer.returned[0], len(producer.returned)
+        sys.exit(f" [!] {producer}. Unroutable, as the queue is gone: {number}, the first {first}")
+    print(f" [x] {producer}")
 
 
 if __name__ == "__main__":
