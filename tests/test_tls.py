@@ -1,0 +1,106 @@
+"""amqps://: a certificate of one's own is trusted if one says so, and refused otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+import urllib.parse
+
+import pika
+import pytest
+import trustme
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def authority_file(authority, tmp_path) -> str:
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def port(broker, authority):
+    """The port of a TLS end in front of the broker, as a load balancer is, for localhost alone."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    target = pika.URLParameters(broker.url)
+
+    async def copy(reader, writer):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def handle(reader, writer):
+        there = await asyncio.open_connection(target.host, target.port)
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def call(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    server = call(asyncio.start_server(handle, "127.0.0.1", 0, ssl=context))
+    yield server.sockets[0].getsockname()[1]
+
+    async def stop():
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    call(stop())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def amqps(host: str, port: int, **query: str) -> str:
+    return f"amqps://guest:guest@{host}:{port}/%2F?{urllib.parse.urlencode(query)}"
+
+
+def test_an_authority_named_by_ssl_cert_file_is_trusted(start, port, authority_file):
+    url = amqps("localhost", port)
+    assert start("simple/producer.py", url=url, SSL_CERT_FILE=authority_file).end() == 0
+    consumer = start("simple/consumer.py", url=url, SSL_CERT_FILE=authority_file)
+    consumer.wait_for("Received", times=10)
+    assert consumer.stop() == 0
+
+
+def test_an_authority_named_in_the_url_is_trusted(start, port, authority_file):
+    url = amqps("localhost", port, ssl_options=repr({"cafile": authority_file}))
+    assert start("simple/producer.py", url=url).end() == 0
+
+
+def test_an_unknown_certificate_is_refused(start, port):
+    producer = start("simple/producer.py", url=amqps("localhost", port))
+    assert producer.end() == 1
+    (line,) = producer.errors
+    assert line.startswith(f" [!] localhost:{port}: ")
+    assert "CERTIFICATE_VERIFY_FAILED" in line
+
+
+def test_a_certificate_for_another_host_is_refused(start, port, authority_file):
+    producer = start(
+        "simple/producer.py", url=amqps("127.0.0.1", port), SSL_CERT_FILE=authority_file
+    )
+    assert producer.end() == 1
+    (line,) = producer.errors
+    assert "not valid for '127.0.0.1'" in line
+
+
+def test_a_broker_without_tls_is_one_line(start, broker):
+    plain = pika.URLParameters(broker.url)
+    producer = start("simple/producer.py", url=amqps(plain.host, plain.port))
+    assert producer.end() == 1
+    (line,) = producer.errors
+    assert line.startswith(f" [!] {plain.host}:{plain.port}: SSL")
