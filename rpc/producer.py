@@ -72,9 +72,10 @@ def main():
         )
         channel.add_on_return_callback(on_return)
 
-        # All requests are in flight before the first answer. reply_to says where an answer is to go;
-        # correlation_id comes back in it, and says which request it is for. After expiration, in
-        # milliseconds, the broker drops a request still in the queue: nobody waits for it any more.
+        # All requests are in flight before the first answer. reply_to says where an answer is to
+        # go; correlation_id comes back in it, and says which request it is for. After expiration,
+        # in milliseconds, the broker drops a request still in the queue: nobody waits for it any
+        # more.
         for correlation_id, n in list(waiting.items()):
             print(f" [x] Requesting fib({n})")
             channel.basic_publish(
