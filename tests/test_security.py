@@ -1,9 +1,10 @@
-"""amqps://: a certificate of one's own is trusted if one says so, and refused otherwise."""
+"""What the README says of TLS, of users and of their permissions; no password is ever printed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import threading
 import urllib.parse
@@ -11,6 +12,7 @@ import urllib.parse
 import pika
 import pytest
 import trustme
+from end import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,31 @@ def test_a_broker_without_tls_is_one_line(start, broker):
     assert producer.end() == 1
     (line,) = producer.errors
     assert line.startswith(f" [!] {plain.host}:{plain.port}: SSL")
+
+
+@pytest.fixture
+def shop(broker):
+    """The URL of a user with the permissions that the README gives it."""
+    broker.ctl("add_user", "shop", "secret")
+    broker.ctl("set_permissions", "shop", "^hello$", r"^amq\.default$", "^hello$")
+    yield broker.url.replace("guest:guest", "shop:secret")
+    broker.ctl("delete_user", "shop")
+
+
+def test_a_user_may_do_what_its_permissions_say_and_no_more(start, shop):
+    assert start("simple/producer.py", url=shop).end() == 0
+    consumer = start("simple/consumer.py", url=shop).wait_for("Received", times=10)
+    assert consumer.stop() == 0
+    refused = start("work_queue/producer.py", url=shop)
+    assert refused.end() == 1
+    (line,) = refused.errors
+    assert "ACCESS_REFUSED" in line
+    assert "task_queue" in line
+    assert "secret" not in line
+
+
+def test_compose_publishes_every_port_on_this_machine_alone():
+    compose = (ROOT / "docker-compose.yml").read_text()
+    ports = re.findall(r"[\w.{}:$-]*:(?:5672|15672)\b", compose.split("services:")[1])
+    assert len(ports) == 6
+    assert all(port.startswith("127.0.0.1:") for port in ports), ports
