@@ -460,5 +460,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads any more: | head
+        os._exit(1)
     except BrokerError as error:
         sys.exit(f"broker: {error}")
