@@ -9,8 +9,8 @@
     python advanced/confirms/consumer.py          until Ctrl+C or SIGTERM
     python advanced/confirms/consumer.py 100000   until it has taken that many
 
-What was handled, but not yet acknowledged when a connection broke, is delivered again: a batch of
-messages may be handled twice. If the broker goes away, it waits for it.
+What was handled but not acknowledged yet when a connection broke is delivered again, and handled
+twice. If the broker goes away, it waits for it.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -23,7 +23,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
 
-BATCH = 500
 handled = 0
 seconds = 0.0
 stopping = False
@@ -53,46 +52,38 @@ def consume(connection, count):
     channel = connection.channel()
     channel.queue_declare(queue="confirms", durable=True, arguments={"x-queue-type": "quorum"})
 
-    # Room for two batches: the next one comes in while this ack is on its way. Were there
-    # room for less than one, the broker would wait for the ack, and the ack for the rest of them.
-    channel.basic_qos(prefetch_count=2 * BATCH)
+    # Enough that the next messages come in while an ack is on its way. More would only sit here,
+    # where no other consumer gets them.
+    channel.basic_qos(prefetch_count=1000)
     last = acked = 0  # delivery tags, which count the messages of this channel
-
-    def ack():
-        nonlocal acked
-        if acked < last:
-            # multiple: this tag and all before it, in one frame instead of hundreds.
-            channel.basic_ack(delivery_tag=last, multiple=True)
-            acked = last
-            if sys.stderr.isatty():
-                print(f" [.] {handled} received", end="\r", file=sys.stderr, flush=True)
 
     def on_message(channel, method, properties, body):
         global handled
         nonlocal last
         if stopping:
-            return  # neither handled nor acknowledged: it stays in the queue
-        # Here would be the work. If doing it twice does harm, store properties.message_id with
-        # its result, in one transaction, and skip a message whose id is stored already.
+            return  # neither handled nor acknowledged: it goes back to the queue
+        # The work would be here. If doing it twice does harm, store properties.message_id with its
+        # result, in one transaction, and skip a message whose id is stored already.
         handled += 1
         last = method.delivery_tag
-        if last - acked == BATCH:
-            ack()
         if handled == count:
             stop()
 
     channel.basic_consume(queue="confirms", on_message_callback=on_message)
     print(" [*] Waiting for messages. To exit press CTRL+C")
     while not stopping:
-        start, before = time.monotonic(), handled
-        connection.process_data_events(time_limit=0.2)
+        start = time.monotonic()
+        # This handles whatever has come in, hundreds at a time if there are many.
+        connection.process_data_events(time_limit=0.5)
+        if last > acked:
+            # multiple: this delivery tag and all before it, in one ack instead of hundreds.
+            channel.basic_ack(delivery_tag=last, multiple=True)
+            acked = last
+            seconds += time.monotonic() - start
+            if sys.stderr.isatty():
+                print(f" [.] {handled} received", end="\r", file=sys.stderr, flush=True)
         if not channel.consumer_tags:
             sys.exit(" [!] The queue confirms was deleted. Start again to declare it anew.")
-        if handled > before:
-            seconds += time.monotonic() - start
-        else:
-            ack()  # nothing came for a while, so the batch will not be full soon
-    ack()
 
 
 def main():
@@ -114,7 +105,7 @@ def main():
                 raise
             print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
             time.sleep(1)
-    print(f" [x] Received {handled} in {seconds:.2f} s: {handled / max(seconds, 0.001):.0f}/s")
+    print(f" [x] Received {handled} in {seconds:.2f} s, {handled / max(seconds, 0.001):.0f}/s")
 
 
 if __name__ == "__main__":
@@ -130,5 +121,5 @@ if __name__ == "__main__":
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete the queue or exchange that is in the way, or use another vhost"
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -49,7 +49,7 @@ class Producer:
     def __init__(self, count, size):
         self.count, self.size = count, size
         # The window: how much may be in flight. All of it is in memory here, so bytes limit it too.
-        self.window = max(1, min(1000, 10_000_000 // max(1, size)))
+        self.window = max(1, min(2000, 10_000_000 // max(1, size)))
         self.numbers = iter(range(1, count + 1))  # of the messages not published yet
         self.unconfirmed = {}  # the numbers of those in flight, by delivery tag
         self.again = []  # the numbers of those to publish once more
@@ -207,5 +207,5 @@ if __name__ == "__main__":
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete the queue or exchange that is in the way, or use another vhost"
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")
