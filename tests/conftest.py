@@ -11,7 +11,7 @@ import pytest
 from broker import Broker, private
 from end import End
 
-QUEUES = ["hello", "task_queue", "rpc_queue", "orders", "dead_orders"]
+QUEUES = ["hello", "task_queue", "rpc_queue", "confirms", "orders", "dead_orders"]
 EXCHANGES = ["logs", "direct_logs", "topic_logs", "dead_letters"]
 
 

@@ -116,6 +116,7 @@ def test_nacked_messages_are_published_again(start, broker, channel, tmp_path):
     assert set(seen.values()) == {1}
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_broker_killed_three_times_costs_no_message(start, broker, channel):
     channel.connection.close()
@@ -149,6 +150,7 @@ def test_a_producer_that_is_stopped_says_what_is_confirmed(start, broker, channe
     assert confirmed >= first - 1
 
 
+@pytest.mark.faults
 def test_a_broker_short_of_memory_is_named_and_waited_for(start, broker, channel):
     channel.connection.close()
     limit = broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
