@@ -10,7 +10,10 @@ demo: .venv/ready  ## run every lesson, both ends, on a broker of its own; LESSO
 	@$(RUN) tools/demo.py $(LESSON)
 
 test: .venv/ready  ## prove every claim, on a broker of its own; ARGS goes to pytest
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -m "not faults" $(ARGS)
+
+faults: .venv/ready  ## kill, cut off and flood both ends for some minutes: what is lost, what comes twice
+	@$(RUN) -m pytest -m faults $(ARGS)
 
 lint: .venv/ready  ## check style and formatting
 	@$(RUN) -m ruff check .
@@ -29,4 +32,4 @@ broker:  ## leave a broker on localhost:5672, for the two-terminal way
 	@.venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo test lint broker
+.PHONY: help demo test faults lint broker

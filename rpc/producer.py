@@ -5,7 +5,7 @@
 """RPC: ask a question over the broker, and get the answer.
 
     producer.py --"rpc_queue"--> (default exchange) ---> [ queue rpc_queue ] ---> consumer.py
-    producer.py <---- amq.rabbitmq.reply-to <---- (default exchange) <--reply_to-- consumer.py
+    producer.py <--- amq.rabbitmq.reply-to <--- (default exchange) <--"reply_to"--- consumer.py
 
     python rpc/producer.py                    asks for fib(30)
     python rpc/producer.py 10 20 30           all at once; answers are matched by correlation_id
@@ -72,7 +72,10 @@ def main():
         )
         channel.add_on_return_callback(on_return)
 
-        # There is no need to wait for one answer before the next request.
+        # All requests are in flight before the first answer. reply_to says where an answer is to
+        # go; correlation_id comes back in it, and says which request it is for. After expiration,
+        # in milliseconds, the broker drops a request still in the queue: nobody waits for it any
+        # more.
         for correlation_id, n in list(waiting.items()):
             print(f" [x] Requesting fib({n})")
             channel.basic_publish(
@@ -80,9 +83,9 @@ def main():
                 routing_key="rpc_queue",
                 body=n.encode(errors="surrogateescape"),
                 properties=pika.BasicProperties(
-                    reply_to="amq.rabbitmq.reply-to",  # where the answer is to go
-                    correlation_id=correlation_id,  # in the answer again: which request it is for
-                    expiration=str(arguments.timeout * 1000),  # in ms: drop what nobody waits for
+                    reply_to="amq.rabbitmq.reply-to",
+                    correlation_id=correlation_id,
+                    expiration=str(arguments.timeout * 1000),
                 ),
                 mandatory=True,
             )
@@ -109,5 +112,5 @@ if __name__ == "__main__":
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete the queue or exchange that is in the way, or use another vhost"
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

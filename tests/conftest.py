@@ -11,7 +11,7 @@ import pytest
 from broker import Broker, private
 from end import End
 
-QUEUES = ["hello", "task_queue", "rpc_queue", "orders", "dead_orders"]
+QUEUES = ["hello", "task_queue", "rpc_queue", "confirms", "orders", "dead_orders"]
 EXCHANGES = ["logs", "direct_logs", "topic_logs", "dead_letters"]
 
 
@@ -48,13 +48,26 @@ def channel(broker: Broker) -> Iterator[pika.adapters.blocking_connection.Blocki
         yield connection.channel()
 
 
+@pytest.fixture
+def report(record_property) -> Callable[[str], None]:
+    """report("5 kills, 0 lost") has that line printed in the summary of the run."""
+    return lambda line: record_property("report", line)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for done in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, line in done.user_properties:
+            if name == "report" and done.when == "call":
+                terminalreporter.write_line(f"{done.nodeid.split('::')[-1]}: {line}")
+
+
 @contextlib.contextmanager
 def starting(broker: Broker) -> Iterator[Callable[..., End]]:
     """Yield what starts scripts; in the end kill them, and delete what they declared."""
     ends: list[End] = []
 
-    def start(script: str, *arguments: str | bytes, url: str = broker.url, **environment) -> End:
-        ends.append(End(script, *arguments, url=url, **environment))
+    def start(script: str, *arguments: str | bytes, url: str = broker.url, **options) -> End:
+        ends.append(End(script, *arguments, url=url, **options))
         return ends[-1]
 
     try:

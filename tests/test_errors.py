@@ -118,7 +118,7 @@ def test_a_queue_declared_otherwise(start, broker, channel, script, queue):
     line = complaint(start(script))
     assert line.startswith(" [!] {}:{}: ".format(*address(broker)))
     assert f"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue '{queue}'" in line
-    assert "delete the queue or exchange" in line
+    assert "delete that queue or exchange" in line
 
 
 @pytest.mark.parametrize(

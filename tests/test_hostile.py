@@ -55,6 +55,8 @@ BODY = st.tuples(SMALL, st.integers(0, 60), st.integers(1, MIB)).map(
     lambda made: made[0] if made[1] else (made[0] * (made[2] // (len(made[0]) or 1)))
 )
 
+pytestmark = pytest.mark.faults
+
 SHORT = (
     st.text(max_size=20).map(lambda text: text.encode())
     | st.binary(max_size=20)

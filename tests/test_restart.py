@@ -7,6 +7,8 @@ import pika
 import pytest
 from conftest import received, starting, waiting
 
+pytestmark = pytest.mark.xdist_group("restart")  # one restart for all of them
+
 
 @pytest.fixture(scope="module")
 def restart(broker):

@@ -114,6 +114,14 @@ class Broker:
         """Kill the node with SIGKILL. Its data stay as they are at that moment."""
         raise NotImplementedError
 
+    def freeze(self) -> None:
+        """Stop the node's processes as they are: connections stay open, and nobody answers."""
+        raise NotImplementedError
+
+    def thaw(self) -> None:
+        """Let a frozen node go on."""
+        raise NotImplementedError
+
     def remove(self) -> None:
         """Stop the node and delete its data."""
         raise NotImplementedError
@@ -136,41 +144,54 @@ class Broker:
 
 
 class DockerBroker(Broker):
-    """The broker of docker-compose.yml, as a compose project of its own name."""
+    """A service of docker-compose.yml, in a compose project of its own name."""
 
     kind = "in Docker"
 
-    def __init__(self, port: int, ui_port: int, project: str | None) -> None:
+    def __init__(
+        self,
+        port: int,
+        ui_port: int | None,
+        project: str | None,
+        service: str = "rabbitmq",
+        env: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(port, ui_port)
-        self.env = os.environ | {"AMQP_PORT": str(port), "UI_PORT": str(ui_port)}
-        self.compose = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
-        if project:
-            self.compose += ["-p", project]
+        self.service = service
+        self.env = os.environ | (env or {"AMQP_PORT": str(port), "UI_PORT": str(ui_port)})
+        self.command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
+        self.command += ["-p", project] if project else []
 
-    def _compose(self, *arguments: str) -> str:
-        return run(*self.compose, *arguments, env=self.env)
+    def compose(self, *arguments: str) -> str:
+        return run(*self.command, *arguments, env=self.env)
 
     def start(self) -> None:
-        image = self._compose("config", "--images").split()[0]
+        image = self.compose("config", "--images", self.service).split()[0]
         if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
             say(f"pulling {image}, once")
-            subprocess.run([*self.compose, "pull", "-q"], env=self.env, check=False)
-        self._compose("up", "-d", "--wait")
+            subprocess.run([*self.command, "pull", "-q"], env=self.env, check=False)
+        self.compose("up", "-d", "--wait", self.service)
 
     def stop(self) -> None:
-        self._compose("stop")
+        self.compose("stop", self.service)
 
     def kill(self) -> None:
-        self._compose("kill")
+        self.compose("kill", self.service)
+
+    def freeze(self) -> None:
+        self.compose("pause", self.service)
+
+    def thaw(self) -> None:
+        self.compose("unpause", self.service)
 
     def remove(self) -> None:
-        self._compose("down", "-v", "-t", "0")
+        self.compose("--profile", "*", "down", "-v", "-t", "0")
 
     def ctl(self, *arguments: str) -> str:
-        return self._compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", *arguments)
+        return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
 
     def log(self) -> str:
-        return self._compose("logs", "--no-log-prefix", "--no-color")
+        return self.compose("logs", "--no-log-prefix", "--no-color", self.service)
 
 
 class NativeBroker(Broker):
@@ -278,6 +299,12 @@ class NativeBroker(Broker):
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        os.killpg(self._pid(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self._pid(), signal.SIGCONT)
+
     def remove(self) -> None:
         self.kill()
         self.stop()
@@ -366,6 +393,26 @@ def private() -> Iterator[Broker]:
         broker.remove()
 
 
+@contextlib.contextmanager
+def private_cluster() -> Iterator[list[DockerBroker]]:
+    """Start the three nodes of docker-compose.yml on free ports; remove them afterwards.
+
+    Raises BrokerError if there is no Docker engine.
+    """
+    if not uses_docker():
+        raise BrokerError("a cluster of three needs Docker")
+    project = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
+    names = (1, 2, 3)
+    ports = {n: free_port() for n in names}
+    env = {f"AMQP_PORT_{n}": str(ports[n]) for n in names} | {"UI_PORT_1": str(free_port())}
+    nodes = [DockerBroker(ports[n], None, project, f"rabbit-{n}", env) for n in names]
+    try:
+        nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
+        yield nodes
+    finally:
+        nodes[0].remove()
+
+
 def shared() -> Broker:
     """Return the broker of `up` and `down`, running or not."""
     port = int(os.environ.get("AMQP_PORT") or 5672)
@@ -413,5 +460,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads any more: | head
+        os._exit(1)
     except BrokerError as error:
         sys.exit(f"broker: {error}")

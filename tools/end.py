@@ -46,6 +46,8 @@ class End:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A background job of a shell, as a CI run may be, has its children ignore Ctrl+C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._readers = [
             threading.Thread(target=self._read, args=stream, daemon=True)

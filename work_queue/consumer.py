@@ -94,8 +94,10 @@ def main():
                     signal.signal(signal.SIGINT, stop)
                     signal.signal(signal.SIGTERM, stop)
                     consume(connection, pool)
+            except BrokenPipeError:
+                raise
             except (pika.exceptions.AMQPConnectionError, OSError) as error:
-                if stopping or not connected or isinstance(error, BrokenPipeError):
+                if stopping or not connected:
                     raise
                 print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
                 time.sleep(1)
@@ -114,5 +116,5 @@ if __name__ == "__main__":
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete the queue or exchange that is in the way, or use another vhost"
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -9,7 +9,7 @@
     python work_queue/producer.py                         five tasks
     python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
 
-It says "Sent" of what the broker has confirmed. If there is anything else, it ends with 1.
+It says "Sent" of what the broker has confirmed; if the broker goes away, it waits half a minute.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
@@ -37,38 +38,53 @@ def nodes():
         sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
 
 
+def publish(connection, tasks):
+    """Send the tasks in turn, and take each off the list when the broker has confirmed it."""
+    channel = connection.channel()
+    channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
+
+    # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed the
+    # message; for a persistent one in a durable queue, that is when it is on disk.
+    channel.confirm_delivery()
+
+    while tasks:
+        channel.basic_publish(
+            exchange="",
+            routing_key="task_queue",
+            body=tasks[0].encode(errors="surrogateescape"),
+            # Delivery mode 2: on disk, the message outlives a restart of the broker. A quorum queue
+            # writes every message to disk, a classic queue only those that say so.
+            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+            # Without it, the broker drops what it can route to no queue, and confirms it too.
+            mandatory=True,
+        )
+        print(f" [x] Sent {tasks.pop(0)!r}")
+
+
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="*", default=TASKS)
     tasks = parser.parse_args().task
-
-    with pika.BlockingConnection(nodes()) as connection:
-        channel = connection.channel()
-        channel.queue_declare(
-            queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"}
-        )
-
-        # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed
-        # the message; for a persistent one in a durable queue, that is when it is on disk.
-        channel.confirm_delivery()
-
-        for number, task in enumerate(tasks, start=1):
-            try:
-                channel.basic_publish(
-                    exchange="",
-                    routing_key="task_queue",
-                    body=task.encode(errors="surrogateescape"),
-                    # Delivery mode 2: on disk, the message outlives a restart of the broker. A
-                    # quorum queue writes every message to disk, a classic queue only those that say
-                    # so.
-                    properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-                    # Without it, the broker drops what it can route to no queue, and confirms it
-                    # too.
-                    mandatory=True,
-                )
-            except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
-                sys.exit(f" [!] Not sent, task {number} of {len(tasks)}, {task!r}: {error!r}")
-            print(f" [x] Sent {task!r}")
+    tries = 0
+    while tasks:
+        try:
+            with pika.BlockingConnection(nodes()) as connection:
+                tries = 30
+                publish(connection, tasks)
+        except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
+            sys.exit(f" [!] Not sent, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
+        except BrokenPipeError:
+            raise
+        except (pika.exceptions.AMQPConnectionError, OSError) as error:
+            # A task may have arrived although its confirm did not. Sent again, it may be done
+            # twice; not sent again, it may be lost.
+            if not tries:
+                raise
+            tries -= 1
+            if not tries:
+                sys.exit(f" [!] Not confirmed, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
+            print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
+            time.sleep(1)
 
 
 if __name__ == "__main__":
@@ -84,5 +100,5 @@ if __name__ == "__main__":
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete the queue or exchange that is in the way, or use another vhost"
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

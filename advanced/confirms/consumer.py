@@ -1,0 +1,125 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Confirms in flight, the other end: acknowledge many messages at once.
+
+    producer.py --"confirms"--> (default exchange) ---> [ queue confirms ] ---> consumer.py
+
+    python advanced/confirms/consumer.py          until Ctrl+C or SIGTERM
+    python advanced/confirms/consumer.py 100000   until it has taken that many
+
+What was handled but not acknowledged yet when a connection broke is delivered again, and handled
+twice. If the broker goes away, it waits for it.
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+handled = 0
+seconds = 0.0
+stopping = False
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
+    try:
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+
+
+def stop(*_):
+    global stopping
+    stopping = True
+
+
+def consume(connection, count):
+    """Take messages until told to stop. Raises AMQPConnectionError when the broker goes away."""
+    global seconds
+    channel = connection.channel()
+    channel.queue_declare(queue="confirms", durable=True, arguments={"x-queue-type": "quorum"})
+
+    # Enough that the next messages come in while an ack is on its way. More would only sit here,
+    # where no other consumer gets them.
+    channel.basic_qos(prefetch_count=1000)
+    last = acked = 0  # delivery tags, which count the messages of this channel
+
+    def on_message(channel, method, properties, body):
+        global handled
+        nonlocal last
+        if stopping:
+            return  # neither handled nor acknowledged: it goes back to the queue
+        # The work would be here. If doing it twice does harm, store properties.message_id with its
+        # result, in one transaction, and skip a message whose id is stored already.
+        handled += 1
+        last = method.delivery_tag
+        if handled == count:
+            stop()
+
+    channel.basic_consume(queue="confirms", on_message_callback=on_message)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
+    while not stopping:
+        start = time.monotonic()
+        # This handles whatever has come in, hundreds at a time if there are many.
+        connection.process_data_events(time_limit=0.5)
+        if last > acked:
+            # multiple: this delivery tag and all before it, in one ack instead of hundreds.
+            channel.basic_ack(delivery_tag=last, multiple=True)
+            acked = last
+            seconds += time.monotonic() - start
+            if sys.stderr.isatty():
+                print(f" [.] {handled} received", end="\r", file=sys.stderr, flush=True)
+        if not channel.consumer_tags:
+            sys.exit(" [!] The queue confirms was deleted. Start again to declare it anew.")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int)
+    count = parser.parse_args().count
+    connected = False
+    while not stopping:
+        try:
+            with pika.BlockingConnection(nodes()) as connection:
+                connected = True
+                signal.signal(signal.SIGINT, stop)
+                signal.signal(signal.SIGTERM, stop)
+                consume(connection, count)
+        except BrokenPipeError:
+            raise
+        except (pika.exceptions.AMQPConnectionError, OSError) as error:
+            if stopping or not connected:
+                raise
+            print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
+            time.sleep(1)
+    print(f" [x] Received {handled} in {seconds:.2f} s, {handled / max(seconds, 0.001):.0f}/s")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")
