@@ -53,19 +53,6 @@ def wait_for_dead(channel, count):
     wait_until(lambda: waiting(channel, "dead_orders") == count, f"{count} dead orders", 10)
 
 
-def work_off(start, channel, count):
-    """Start a consumer, and another whenever one is killed, until there are count dead orders."""
-    consumers = [start(CONSUMER).ready()]
-
-    def over():
-        if consumers[-1].process.poll() is not None and len(consumers) <= TRIES:
-            consumers.append(start(CONSUMER).ready())
-        return waiting(channel, "dead_orders") == count
-
-    wait_until(over, f"{count} dead orders", 30)
-    return consumers
-
-
 def test_five_orders_by_default_persistent_and_each_with_an_id(start, channel):
     producer = send(start)
     assert producer.lines == [f" [x] Sent {order!r}" for order in ORDERS]
@@ -77,9 +64,10 @@ def test_five_orders_by_default_persistent_and_each_with_an_id(start, channel):
 
 def test_bad_orders_end_in_the_dead_letter_queue_and_good_ones_are_done_once(start, channel):
     send(start)
-    consumers = work_off(start, channel, 3)
-    *killed, survivor = consumers
-    assert len(killed) == TRIES
+    killed = [start(CONSUMER).wait_for("bomb") for _ in range(TRIES)]
+    survivor = start(CONSUMER).ready()
+    wait_for_dead(channel, 3)
+    consumers = [*killed, survivor]
     assert [end.end() for end in killed] == [-signal.SIGKILL] * TRIES
     End.wait_until(lambda: sum(end.count("Done") for end in consumers) == 2, consumers)
     assert survivor.stop() == 0

@@ -118,8 +118,9 @@ MESSAGES = st.lists(MESSAGE, min_size=BATCH, max_size=BATCH)
 class Victim:
     """A consumer, started anew if it has died; what it prints is looked at as it comes."""
 
-    def __init__(self, start, script, exchange, key):
+    def __init__(self, start, script, exchange, key, forgeable):
         self.start, self.script, self.exchange, self.key = start, script, exchange, key
+        self.forgeable = forgeable
         self.good = 9000  # a number of four digits is also a request that the RPC server answers
         self.handled = 0
         self.end = None
@@ -143,6 +144,8 @@ class Victim:
         for body, properties, key, by_header in messages:
             if self.script.startswith("work_queue/"):
                 body = body.replace(b".", b"!")  # a dot is a second of work
+            if not self.forgeable and "x-death" in properties.get("headers", {}):
+                properties = {**properties, "headers": {}}
             if self.exchange in ("", "direct_logs"):
                 # A message comes by a routing key of its own, or, by way of the header CC, by any.
                 if by_header:
@@ -153,7 +156,8 @@ class Victim:
             self.publish(channel, key, body, properties)
         self.publish(channel, self.key, b"refused", refused)
         try:
-            channel.close()  # which returns when the broker has taken in all of it
+            channel.basic_qos(prefetch_count=0)  # an answer means that the broker has taken in all
+            channel.close()
         except pika.exceptions.ChannelClosedByBroker:
             assert refused
         self.good += 1
@@ -185,7 +189,10 @@ class Victim:
     ],
 )
 def test_a_consumer_lives_on(start, broker, script, exchange, key):
-    victim = Victim(start, script, exchange, key)
+    # RabbitMQ 3.10 believes a header x-death that a client has made up, and its dead lettering does
+    # not survive one that is not well-formed: no lesson can help that.
+    forgeable = "dead_letter" not in script or not broker.version.startswith("3.")
+    victim = Victim(start, script, exchange, key, forgeable)
 
     @hostile
     @given(MESSAGES, REFUSED)
@@ -233,7 +240,7 @@ def serve(broker, replies):
             asked = [next(requests)[1] for _ in range(3)]
             ids = [properties.correlation_id for properties in asked]
             replies = [*replies, *({"body": b"7", "to": n} for n in range(3))]
-            got, failed, ignored, waiting = [], 0, 0, {0, 1, 2}
+            got, failed, ignored, late, waiting = [], 0, 0, 0, {0, 1, 2}
             for reply in replies:
                 reply, to = dict(reply), reply["to"]
                 body, name = reply.pop("body"), reply.pop("to")
@@ -241,8 +248,8 @@ def serve(broker, replies):
                 properties = pika.BasicProperties(correlation_id=name, **reply)
                 channel.basic_publish("", asked[0].reply_to, body, properties)
                 if not waiting:
-                    continue  # the client has all its answers; what comes later is lost on it
-                if to not in waiting:
+                    late += 1  # the client has all its answers, and may have gone
+                elif to not in waiting:
                     ignored += 1
                 elif properties.type in ("error", b"error") or not body.isdigit():
                     failed += 1
@@ -255,7 +262,7 @@ def serve(broker, replies):
     assert [line for line in client.lines if " [.] " in line] == got
     assert len(client.errors) == failed
     assert all(" was refused: " in line for line in client.errors)
-    assert client.count(" [?] Ignored") >= ignored  # what comes after the last answer may, or not
+    assert ignored <= client.count(" [?] Ignored") <= ignored + late
     assert all(line.isprintable() for line in [*client.lines, *client.errors])
 
 

@@ -67,8 +67,8 @@ def on_order(channel, method, properties, body):
         print(f" [!] Failed: {error!r}")
         channel.basic_reject(delivery_tag=method.delivery_tag, requeue=True)
         return
-    print(f" [x] Done {item!r}")
     channel.basic_ack(delivery_tag=method.delivery_tag)
+    print(f" [x] Done {item!r}")
 
 
 def show_dead(channel, message_id):
