@@ -16,6 +16,9 @@ lint: .venv/ready  ## check style and formatting
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 
+picture: .venv/ready  ## draw a run of a lesson anew, for the README
+	@$(RUN) tools/picture.py
+
 broker:  ## leave a broker on localhost:5672, for the two-terminal way
 	@$(PYTHON) tools/broker.py up
 
@@ -29,4 +32,4 @@ broker:  ## leave a broker on localhost:5672, for the two-terminal way
 	@.venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo test lint broker
+.PHONY: help demo test lint picture broker
