@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from markdown_it import MarkdownIt
@@ -79,7 +80,7 @@ def sections(page: str) -> list[Section]:
 
 def targets(token: Token) -> list[str]:
     return [
-        str(child.attrs.get("href") or child.attrs.get("src"))
+        unquote(str(child.attrs.get("href") or child.attrs.get("src")))
         for child in token.children or []
         if child.type in ("link_open", "image")
     ]
@@ -238,7 +239,7 @@ def neutral(target: str) -> str:
     if target.startswith("#"):
         name = target[1:]
         return f"#{anchors[0].get(name) or anchors[1].get(name)}"
-    return target.replace(CHINESE, ENGLISH)
+    return target.replace(CHINESE, ENGLISH)  # each links to the other
 
 
 if __name__ == "__main__":
