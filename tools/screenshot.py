@@ -9,6 +9,7 @@ and photographs the page as a real browser shows it.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -16,6 +17,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from broker import BrokerError, private
 from end import ROOT, End
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -35,17 +37,16 @@ def photograph(ui: str) -> None:
         options.add_argument("--window-size=1000,760")
         service = webdriver.ChromeService("/usr/bin/chromedriver")
         with webdriver.Chrome(options, service) as browser:
-            wait = WebDriverWait(browser, 60)
+            wait = WebDriverWait(browser, 30)
             browser.get(ui)
             fields = wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#login input"))
             fields[0].send_keys("guest")
             fields[1].send_keys("guest")
             browser.find_element(By.CSS_SELECTOR, "#login input[type=submit]").click()
-            wait.until(lambda b: "Overview" in b.page_source)
+            wait.until(lambda b: b.find_elements(By.LINK_TEXT, "Queues and Streams"))
             browser.get(f"{ui}/#/queues/%2F/hello")
-            # The UI counts every five seconds, and needs two counts for a chart.
-            wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".chart canvas"))
-            wait.until(lambda b: "10" in b.find_element(By.CSS_SELECTOR, ".chart-legend").text)
+            # The UI has its counts every five seconds: the page is there before the ten messages.
+            wait.until(lambda b: re.search(r"Ready\s+10\b", b.find_element(By.ID, "main").text))
             browser.save_screenshot(str(PICTURE))
 
 
@@ -66,5 +67,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (AssertionError, BrokerError) as error:
+    except (AssertionError, BrokerError, WebDriverException) as error:
         sys.exit(f"screenshot: {error}")
