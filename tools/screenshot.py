@@ -3,7 +3,7 @@
     pip install selenium; apt-get install chromium chromium-driver
     BROKER=docker python tools/screenshot.py        writes tools/pictures/queue-hello.png
 
-It starts a broker of its own in Docker, puts simple/producer.py's ten messages into the queue hello,
+It starts a broker of its own in Docker, puts the ten messages of simple/producer.py into the queue,
 and photographs the page as a real browser shows it.
 """
 
