@@ -89,7 +89,7 @@ class Producer:
 
         # Delivery tags count the messages of one channel. What was in flight on an earlier one may
         # have arrived or not, and nobody can tell any more: so it is published again.
-        self.tag = 0
+        self.tag, self.heard = 0, time.monotonic()
         self.again += self.unconfirmed.values()
         self.unconfirmed = {}
         self.publish()
@@ -120,6 +120,7 @@ class Producer:
         numbers = [self.unconfirmed.pop(tag) for tag in tags]
         if isinstance(frame.method, pika.spec.Basic.Ack):
             self.confirmed += len(numbers)
+            self.heard = time.monotonic()
             self.publish()
         else:  # a nack: the queue did not take them. tick() has them published again.
             self.again += numbers
@@ -131,6 +132,7 @@ class Producer:
         self.stopping = True
 
     def on_blocked(self, connection, frame):
+        self.heard = float("inf")  # that may take its time
         reason = frame.method.reason
         print(f" [!] The broker takes no messages for now: {reason}. Waiting.", file=sys.stderr)
 
@@ -147,6 +149,8 @@ class Producer:
         if sys.stderr.isatty():
             print(f" [.] {self.confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
         opened = self.channel and self.channel.is_open
+        if opened and time.monotonic() - self.heard > 30:  # 3.10 does so when the queue is deleted
+            sys.exit(f" [!] {self}: the connection is up, but no confirm came for 30 seconds")
         if opened and not self.stopping:
             self.publish()
         elif opened:
