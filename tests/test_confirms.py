@@ -89,9 +89,10 @@ def test_any_count_and_any_size_up_to_the_brokers(start, broker, arguments):
 
 def test_what_comes_back_unroutable_is_reported(start, broker, channel):
     producer = start(PRODUCER, "1000000")
-    wait_until(lambda: messages(broker), "messages in the queue", 30)
+    # RabbitMQ 3.10 crashes the channel if the queue goes away at its first messages.
+    wait_until(lambda: messages(broker) > 20_000, "messages in the queue", 30)
     channel.queue_delete(QUEUE)
-    assert producer.end(timeout=60) == 1
+    assert producer.end(timeout=60) == 1, producer
     (line,) = producer.errors
     if broker.version.startswith("3.10.") and "no confirm came" in line:
         return  # what was in flight when the queue was deleted, it neither confirms nor returns
@@ -118,19 +119,16 @@ def test_nacked_messages_are_published_again(start, broker, channel, tmp_path):
     assert set(seen.values()) == {1}
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_broker_killed_three_times_costs_no_message(start, broker, channel):
     channel.connection.close()
     producer = start(PRODUCER, "200000")
+    # A quorum queue of RabbitMQ 3.10 that is killed within a second of its making has no leader ever
+    # after: https://github.com/rabbitmq/rabbitmq-server/issues/10070 shows it.
+    least = 60_000
     for kill in range(3):
-        before = messages(broker)
-        # A quorum queue of RabbitMQ 3.10 that is killed within a second of its making has no leader
-        # ever after, see https://github.com/rabbitmq/rabbitmq-server/issues/10070.
-        more = 10_000 if kill else 60_000
-        wait_until(
-            lambda least=before + more: messages(broker) > least, f"{more} messages, kill {kill}"
-        )
+        wait_until(lambda least=least: messages(broker) > least, f"{least} messages, kill {kill}")
+        least = messages(broker) + 10_000  # more than the broker has when it is back
         assert producer.process.poll() is None, producer
         broker.kill()
         producer.wait_for("Lost the broker", times=kill + 1)
@@ -155,7 +153,6 @@ def test_a_producer_that_is_stopped_says_what_is_confirmed(start, broker, channe
     assert confirmed >= first - 1
 
 
-@pytest.mark.faults
 def test_a_broker_short_of_memory_is_named_and_waited_for(start, broker, channel):
     channel.connection.close()
     limit = broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
