@@ -123,8 +123,8 @@ def test_nacked_messages_are_published_again(start, broker, channel, tmp_path):
 def test_a_broker_killed_three_times_costs_no_message(start, broker, channel):
     channel.connection.close()
     producer = start(PRODUCER, "200000")
-    # A quorum queue of RabbitMQ 3.10 that is killed within a second of its making has no leader ever
-    # after: https://github.com/rabbitmq/rabbitmq-server/issues/10070 shows it.
+    # A quorum queue of RabbitMQ 3.10 that is killed within a second of its making has no leader
+    # ever after: https://github.com/rabbitmq/rabbitmq-server/issues/10070 shows it.
     least = 60_000
     for kill in range(3):
         wait_until(lambda least=least: messages(broker) > least, f"{least} messages, kill {kill}")
