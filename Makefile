@@ -15,12 +15,19 @@ test: .venv/ready  ## prove every claim, on a broker of its own; ARGS goes to py
 faults: .venv/ready  ## kill, cut off and flood both ends for some minutes: what is lost, what comes twice
 	@$(RUN) -m pytest -m faults $(ARGS)
 
+bench: .venv/ready  ## measure the lessons beside other ways and other libraries; ARGS=--quick for a minute
+	@.venv/bin/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	@$(RUN) benchmarks/run.py $(ARGS)
+
 lint: .venv/ready  ## check style and formatting
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 
 broker:  ## leave a broker on localhost:5672, for the two-terminal way
 	@$(PYTHON) tools/broker.py up
+
+picture: .venv/ready  ## draw the README's picture anew, from a real run
+	@$(RUN) tools/picture.py
 
 # Debian keeps venv in a package of its own; as root it can be had, otherwise Python says its name.
 .venv/ready: requirements.txt tests/requirements.txt
@@ -32,4 +39,4 @@ broker:  ## leave a broker on localhost:5672, for the two-terminal way
 	@.venv/bin/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo test faults lint broker
+.PHONY: help demo test faults bench lint broker picture

@@ -59,7 +59,9 @@ def main():
             channel.queue_bind(queue=queue, exchange="direct_logs", routing_key=severity)
 
         def on_message(channel, method, properties, body):
-            print(f" [x] Received {method.routing_key}: {body.decode(errors='replace')!r}")
+            # A message can carry other keys than that of its binding (in the header CC): any text.
+            severity = repr(method.routing_key)[1:-1]
+            print(f" [x] Received {severity}: {body.decode(errors='replace')!r}")
 
         channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
 

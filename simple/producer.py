@@ -51,7 +51,7 @@ def main():
     # The connection is a TCP connection and a login. Leaving this block closes it, in any case.
     with pika.BlockingConnection(nodes()) as connection:
         # A channel is a session within the connection: nearly all that one asks a broker for is
-        # asked on a channel, and an error ends the channel, not the connection.
+        # asked on a channel, and most errors end the channel, not the connection.
         channel = connection.channel()
 
         # Declaring makes the queue if it is not there, so both ends declare it and either may start

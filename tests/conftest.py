@@ -11,8 +11,8 @@ import pytest
 from broker import Broker, private
 from end import End
 
-QUEUES = ["hello", "task_queue", "rpc_queue"]
-EXCHANGES = ["logs", "direct_logs", "topic_logs"]
+QUEUES = ["hello", "task_queue", "rpc_queue", "confirms", "orders", "dead_orders"]
+EXCHANGES = ["logs", "direct_logs", "topic_logs", "dead_letters"]
 
 
 class Foreign(Broker):

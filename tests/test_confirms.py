@@ -87,6 +87,7 @@ def test_any_count_and_any_size_up_to_the_brokers(start, broker, arguments):
         assert messages(broker) == int(arguments[0])
 
 
+@pytest.mark.timeout(150)
 def test_what_comes_back_unroutable_is_reported(start, broker, channel):
     producer = start(PRODUCER, "1000000")
     wait_until(lambda: messages(broker) > 20_000, "messages in the queue", 30)

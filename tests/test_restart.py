@@ -10,7 +10,7 @@ from conftest import received, starting, waiting
 pytestmark = pytest.mark.xdist_group("restart")  # one restart for all of them
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def restart(broker):
     """Restart the broker under running consumers and waiting messages; return what came of it."""
     after = SimpleNamespace()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from broker import wait_until
 from conftest import received, waiting
 from end import ROOT, End
 
@@ -57,7 +58,7 @@ def test_auto_ack_loses_what_a_killed_consumer_had_received_but_not_handled(star
     doomed = start("simple/consumer.py").ready()
     doomed.process.send_signal(signal.SIGSTOP)  # its socket goes on receiving; the script does not
     start("simple/producer.py").end()
-    wait_for_empty(channel, "hello")
+    wait_until(lambda: waiting(channel, "hello") == 0, "the queue empty")
     doomed.kill()
     assert received(doomed) == []
     next_one = start("simple/consumer.py").ready()
@@ -99,7 +100,3 @@ def test_output_cut_off_by_a_pipe_is_no_traceback(start, broker):
         _, errors = consumer.communicate(timeout=30)
     assert consumer.returncode == 1
     assert errors == b""
-
-
-def wait_for_empty(channel, queue):
-    End.wait_until(lambda: waiting(channel, queue) == 0, f"{queue} empty")

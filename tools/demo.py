@@ -108,7 +108,7 @@ class Stage:
         return end
 
 
-def play(console: Console, lesson: str, url: str) -> str:
+def play(console: Console, lesson: str, url: str, patience: float) -> str:
     """Run one lesson. Return what went wrong, or nothing."""
     demo = DEMOS[lesson]
     with contextlib.ExitStack() as ends:
@@ -127,7 +127,7 @@ def play(console: Console, lesson: str, url: str) -> str:
                 return str(producer)
             answers += [line for line in producer.lines if "Got" in line]
         for consumer, expected in zip(consumers, demo.consumed, strict=False):
-            wait_for_lines(consumers if demo.shared else [consumer], expected)
+            wait_for_lines(consumers if demo.shared else [consumer], expected, patience)
         codes = [consumer.stop() for consumer in consumers]
     got = [work_of(consumer) for consumer in consumers]
     if demo.shared:
@@ -138,10 +138,12 @@ def play(console: Console, lesson: str, url: str) -> str:
     return ""
 
 
-def wait_for_lines(consumers: list[End], expected: list[str]) -> None:
+def wait_for_lines(consumers: list[End], expected: list[str], patience: float) -> None:
     """Wait until these consumers together have told of as many messages as expected has lines."""
     End.wait_until(
-        lambda: sum(len(work_of(consumer)) for consumer in consumers) >= len(expected), expected
+        lambda: sum(len(work_of(consumer)) for consumer in consumers) >= len(expected),
+        expected,
+        patience,
     )
 
 
@@ -153,7 +155,9 @@ def work_of(consumer: End) -> list[str]:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("lesson", nargs="*", choices=[*DEMOS, []], metavar="lesson")
-    lessons = parser.parse_args().lesson or list(DEMOS)
+    parser.add_argument("--patience", type=float, default=30, metavar="SECONDS")
+    arguments = parser.parse_args()
+    lessons = arguments.lesson or list(DEMOS)
     console = Console(highlight=False)
     failed = []
     with contextlib.ExitStack() as stack:
@@ -164,7 +168,7 @@ def main() -> None:
             console.print(f"A RabbitMQ {broker.version} of its own is ready ({broker.kind}).")
         for lesson in lessons:
             console.print(f"\n== {lesson} ==", style="bold")
-            wrong = play(console, lesson, url)
+            wrong = play(console, lesson, url, arguments.patience)
             if wrong:
                 failed.append(lesson)
             console.print(f"   not as it should be: {wrong}" if wrong else "   all delivered")

@@ -44,7 +44,8 @@ def publish(connection, tasks):
     channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
 
     # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed the
-    # message; for a persistent one in a durable queue, that is when it is on disk.
+    # message. For a persistent one in a durable queue, that is when it is on disk; in a cluster, on
+    # those of a majority of the queue's nodes.
     channel.confirm_delivery()
 
     while tasks:
@@ -52,8 +53,8 @@ def publish(connection, tasks):
             exchange="",
             routing_key="task_queue",
             body=tasks[0].encode(errors="surrogateescape"),
-            # Delivery mode 2: on disk, the message outlives a restart of the broker. A quorum queue
-            # writes every message to disk, a classic queue only those that say so.
+            # Delivery mode 2: the message outlives a restart of the broker. A quorum queue keeps
+            # every message over a restart, a classic queue only those that say so.
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
             # Without it, the broker drops what it can route to no queue, and confirms it too.
             mandatory=True,

@@ -149,9 +149,7 @@ class Producer:
         if sys.stderr.isatty():
             print(f" [.] {self.confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
         opened = self.channel and self.channel.is_open
-        if (
-            opened and time.monotonic() - self.heard > 30
-        ):  # as RabbitMQ 3.10 when the queue is deleted
+        if opened and time.monotonic() - self.heard > 30:  # 3.10 does so when the queue is deleted
             sys.exit(f" [!] {self}: the connection is up, but no confirm came for 30 seconds")
         if opened and not self.stopping:
             self.publish()

@@ -1,0 +1,98 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3"]
+# ///
+"""Dead letters: send orders that can be filled, and three that cannot.
+
+    producer.py --"orders"--> (default exchange) ---> [ queue orders ] <--> consumer.py
+                                                             |
+                              ( exchange dead_letters ) <----+ unreadable, or tried too often
+                                          |
+                                          +---> [ queue dead_orders ] ---> consumer.py --dead
+
+    python advanced/dead_letter/producer.py                      five orders, three of them bad
+    python advanced/dead_letter/producer.py '{"item": "tea"}'    one
+
+AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+"""
+
+import os
+import re
+import signal
+import sys
+import uuid
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+import pika
+
+ORDERS = [
+    '{"item": "tea"}',
+    '{"item": "cof',  # cut off: nobody can read it
+    '{"item": "unicorn"}',  # not to be had: whoever works on it fails
+    '{"item": "bomb"}',  # kills whoever works on it
+    '{"item": "coffee"}',
+]
+
+
+def nodes():
+    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
+    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
+    try:
+        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        if not all(re.fullmatch(form, url) for url in urls):
+            raise ValueError
+        return [pika.URLParameters(url) for url in urls]
+    except Exception:  # unnamed: its text may quote the password
+        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("order", nargs="*", default=ORDERS)
+    bodies = parser.parse_args().order
+
+    with pika.BlockingConnection(nodes()) as connection:
+        channel = connection.channel()
+
+        # Both ends have to declare a queue alike, its arguments included: consumer.py explains
+        # them. The exchange that they name has to be there when an order dies, and no sooner.
+        orders = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 3,
+            "x-dead-letter-exchange": "dead_letters",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        channel.queue_declare(queue="orders", durable=True, arguments=orders)
+        channel.confirm_delivery()
+
+        for number, body in enumerate(bodies, start=1):
+            properties = pika.BasicProperties(
+                delivery_mode=pika.DeliveryMode.Persistent,
+                content_type="application/json",
+                message_id=str(uuid.uuid4()),  # what to call it by; the broker does not look at it
+            )
+            data = body.encode(errors="surrogateescape")
+            try:
+                channel.basic_publish("", "orders", data, properties, mandatory=True)
+            except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
+                sys.exit(f" [!] Not sent, order {number} of {len(bodies)}, {body!r}: {error!r}")
+            print(f" [x] Sent {body!r}")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    try:
+        main()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
+        os._exit(1)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
+        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        if isinstance(error, pika.exceptions.AMQPChannelError):
+            hint = "delete that queue or exchange, get permission for it, or use another vhost"
+        sys.exit(f" [!] {broker}: {error!r}: {hint}")
