@@ -120,6 +120,7 @@ def test_nacked_messages_are_published_again(start, broker, channel, tmp_path):
     assert set(seen.values()) == {1}
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_broker_killed_three_times_costs_no_message(start, broker, channel):
     channel.connection.close()
@@ -154,6 +155,7 @@ def test_a_producer_that_is_stopped_says_what_is_confirmed(start, broker, channe
     assert confirmed >= first - 1
 
 
+@pytest.mark.faults
 def test_a_broker_short_of_memory_is_named_and_waited_for(start, broker, channel):
     channel.connection.close()
     limit = broker.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
@@ -208,6 +210,7 @@ def test_a_consumer_takes_no_more_than_its_count(start, channel):
     assert min(numbers(take_all(channel))) == 1778
 
 
+@pytest.mark.faults
 def test_a_consumer_goes_on_when_the_broker_is_back(start, broker, channel):
     channel.connection.close()
     consumer = start(CONSUMER).ready()

@@ -7,10 +7,8 @@ import pika
 import pytest
 from conftest import received, starting, waiting
 
-pytestmark = pytest.mark.xdist_group("restart")  # one restart for all of them
 
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def restart(broker):
     """Restart the broker under running consumers and waiting messages; return what came of it."""
     after = SimpleNamespace()
