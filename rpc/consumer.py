@@ -70,7 +70,7 @@ def serve(connection):
     channel.queue_declare(queue="rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
     # An answer takes less time than the way to the broker and back, so the next requests had better
     # be here already. Where each takes long, a prefetch of 1 shares them out more evenly.
-    channel.basic_qos(prefetch_count=100)
+    channel.basic_qos(prefetch_count=300)
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
     print(" [x] Awaiting RPC requests")
     channel.start_consuming()

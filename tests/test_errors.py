@@ -1,10 +1,14 @@
 """What a user can get wrong, at every script there is: one line, an exit code, no traceback."""
 
+import re
 import socket
+import subprocess
+import sys
 
 import pika
 import pytest
 from end import ROOT
+from test_readme import ENGLISH, pattern, sections
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -172,3 +176,72 @@ def test_a_key_that_amqp_cannot_carry_is_a_wrong_argument(start, script, key):
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "99999999999"])
 def test_a_time_limit_that_is_none_is_a_wrong_argument(start, seconds):
     assert start("rpc/producer.py", "--timeout", seconds).end() == 2
+
+
+def elsewhere(kind, broker):
+    """Return a URL that is wrong in one way."""
+    host, port = address(broker)
+    return {
+        "port": "amqp://guest:guest@localhost:1/%2F",
+        "host": "amqp://guest:guest@nowhere.invalid/%2F",
+        "password": f"amqp://guest:{PASSWORD}@{host}:{port}/%2F",
+        "vhost": f"amqp://guest:guest@{host}:{port}/nowhere",
+        "form": "localhost",
+    }[kind]
+
+
+# What the README's troubleshooting table quotes: the script that says so, and how it comes to it.
+TROUBLE = {
+    "Connection refused": ("simple/producer.py", [], "port"),
+    "gaierror(…)": ("simple/producer.py", [], "host"),
+    "ACCESS_REFUSED - Login was refused": ("simple/producer.py", [], "password"),
+    "NOT_ALLOWED - vhost … not found": ("simple/producer.py", [], "vhost"),
+    "AMQP_URL: not of the form …": ("simple/producer.py", [], "form"),
+    "Nobody got '…'": ("fanout/producer.py", [], None),
+    "reached no server: there is no queue rpc_queue": ("rpc/producer.py", [], None),
+    "had no answer in 10 s": ("rpc/producer.py", ["1"], "a queue without a server"),
+    "fib(…) was refused": ("rpc/producer.py", ["banana"], "a server"),
+    "PRECONDITION_FAILED - inequivalent arg …": ("simple/producer.py", [], "another queue"),
+    "IncompatibleProtocolError": ("simple/producer.py", [], "another protocol"),
+    "No module named 'pika'": ("simple/producer.py", [], "no pika"),
+    # These take a restart, or half an hour: see test_restart.py and work_queue/consumer.py.
+    "CONNECTION_FORCED - broker forced connection closure": None,
+    "Lost the broker: … Trying again.": None,
+    "or a task outlasted consumer_timeout": None,
+}
+
+
+def test_the_troubleshooting_table_has_these_rows():
+    (table,) = [part.tables[0] for part in sections(ENGLISH) if part.title == "Troubleshooting"]
+    assert {row[0].strip("`") for row in table[1:]} == set(TROUBLE)
+
+
+@pytest.mark.parametrize("said", [said for said, how in TROUBLE.items() if how])
+def test_what_the_troubleshooting_table_quotes_is_said(start, broker, channel, said):
+    script, arguments, how = TROUBLE[said]
+    url = broker.url
+    quorum = {"x-queue-type": "quorum"}
+    if how == "no pika":
+        command = [sys.executable, "-S", "-I", ROOT / script]
+        errors = subprocess.run(command, capture_output=True, text=True).stderr
+        assert said in errors.splitlines()[-1]
+        return
+    if how == "a server":
+        start("rpc/consumer.py").ready()
+    elif how == "a queue without a server":
+        channel.queue_declare("rpc_queue", durable=True, arguments=quorum)
+    elif how == "another queue":
+        channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "classic"})
+    elif how == "another protocol":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            end = start(script, url=f"amqp://localhost:{server.getsockname()[1]}/%2F")
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(100)
+            assert said in complaint(end)
+        return
+    elif how:
+        url = elsewhere(how, broker)
+    line = complaint(start(script, *arguments, url=url))
+    assert re.search(pattern([said]), line)

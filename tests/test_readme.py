@@ -29,6 +29,7 @@ from markdown_it.token import Token
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = (ENGLISH, CHINESE)
+ENDS = ("producer", "consumer")
 LINE = re.compile(r"\[`([^`]+)`\]\(([\w/.-]+)#L(\d+)\)")
 
 
@@ -38,6 +39,7 @@ class Block:
     text: str
     reason: str  # why it is not run
     line: int
+    above: str  # the paragraph before it
 
     @property
     def terminal(self) -> bool:
@@ -58,7 +60,7 @@ def sections(page: str) -> list[Section]:
     """Return the parts of a page, each with what stands in it."""
     parsed = MarkdownIt("commonmark").enable("table").parse((ROOT / page).read_text())
     found: list[Section] = []
-    comment = ""
+    comment = above = ""
     for i, token in enumerate(parsed):
         if token.type == "heading_open":
             found.append(Section(int(token.tag[1:]), parsed[i + 1].content))
@@ -66,7 +68,7 @@ def sections(page: str) -> list[Section]:
             reason = re.fullmatch(r"<!-- not run: (.+) -->", comment, re.DOTALL)
             line = token.map[0] + 1
             found[-1].blocks.append(
-                Block(token.info, token.content, reason[1] if reason else "", line)
+                Block(token.info, token.content, reason[1] if reason else "", line, above)
             )
         elif token.type == "table_open":
             found[-1].tables.append([])
@@ -76,6 +78,7 @@ def sections(page: str) -> list[Section]:
             found[-1].targets += targets(token)
             if parsed[i - 1].type in ("th_open", "td_open"):
                 found[-1].tables[-1][-1].append(token.content)
+            above = token.content
         comment = token.content.strip() if token.type == "html_block" else ""
     return found
 
@@ -128,8 +131,22 @@ def test_every_console_block_runs_or_says_why_not():
     assert {block.info.split()[0] for block in blocks} <= {"console", "mermaid"}
     assert all(block.text.startswith("$ ") for block in blocks if "console" in block.info)
     lessons = re.findall(r"python (\w+/(?:\w+/)*\w+\.py)", str(scenes(ENGLISH)))
-    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("*/producer.py")} <= set(lessons)
-    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("*/consumer.py")} <= set(lessons)
+    # advanced/dead_letter is shown, and marked as not run.
+    scripts = [*ROOT.glob("*/*er.py"), *ROOT.glob("advanced/confirms/*er.py")]
+    scripts = {str(path.relative_to(ROOT)) for path in scripts if path.stem in ENDS}
+    assert len(scripts) == 14
+    assert scripts <= set(lessons)
+
+
+@pytest.mark.parametrize(
+    ("page", "word"),
+    [(ENGLISH, "Terminal {}:"), (CHINESE, "终端 {}：")],  # noqa: RUF001
+)
+def test_a_reader_sees_which_terminal_a_block_is_for(page, word):
+    blocks = [block for section in sections(page) for block in section.blocks if block.terminal]
+    assert len(blocks) > 10
+    for block in blocks:
+        assert block.above == word.format(block.info[-1]), block
 
 
 @pytest.mark.parametrize("scene", scenes(ENGLISH), ids=lambda scene: f"line-{scene[0].line}")

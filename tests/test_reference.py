@@ -17,7 +17,7 @@ import pytest
 from broker import wait_until
 from conftest import starting, waiting
 from pika.adapters.blocking_connection import BlockingChannel
-from test_readme import CHINESE, ENGLISH, PAGES, ROOT, sections
+from test_readme import CHINESE, ENDS, ENGLISH, PAGES, ROOT, sections
 
 CALLS = {
     "ConnectionParameters": pika.ConnectionParameters.__init__,
@@ -88,7 +88,8 @@ def uses(script: Path, call: str, name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("call", CALLS)
 def test_the_lesson_named_for_a_parameter_gives_it_and_a_dash_means_that_none_does(page, call):
-    lessons = [path for end in ("producer", "consumer") for path in ROOT.glob(f"*/{end}.py")]
+    lessons = [path for end in ENDS for path in ROOT.glob(f"*/{end}.py")]
+    lessons += [path for end in ENDS for path in ROOT.glob(f"advanced/*/{end}.py")]
     for cell, *_, lesson in table(page, call):
         name = cell.strip("`")
         link = re.search(r"\((.+)\)", lesson)

@@ -18,12 +18,15 @@ import threading
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 
-from broker import BrokerError, private
+import pika
+from broker import BrokerError, private, wait_until
 from end import READY, End
 from rich.console import Console
 from rich.text import Text
 
 COLORS = ("cyan", "magenta", "yellow", "green")
+# The lessons whose ends do not simply run side by side: see play_confirms and play_dead_letter.
+CONFIRMS, DEAD_LETTER = "advanced/confirms", "advanced/dead_letter"
 
 
 @dataclass
@@ -110,9 +113,11 @@ class Stage:
 
 def play(console: Console, lesson: str, url: str, patience: float) -> str:
     """Run one lesson. Return what went wrong, or nothing."""
-    demo = DEMOS[lesson]
     with contextlib.ExitStack() as ends:
         stage = Stage(console, url, ends)
+        if lesson in PLAYS:
+            return PLAYS[lesson](stage)
+        demo = DEMOS[lesson]
         many = len(demo.consumers) > 1
         consumers = [
             stage.start(lesson, "consumer", f"consumer {i}" if many else "consumer", arguments)
@@ -138,6 +143,47 @@ def play(console: Console, lesson: str, url: str, patience: float) -> str:
     return ""
 
 
+def play_confirms(stage: Stage) -> str:
+    """A consumer that ends by itself, at the count that the producer is told to send."""
+    consumer = stage.start(CONFIRMS, "consumer", "consumer", ["1000"]).ready()
+    producer = stage.start(CONFIRMS, "producer", "producer", ["1000"])
+    codes = producer.end(), consumer.end()
+    if any(codes) or not producer.count("Confirmed 1000 of") or not consumer.count("Received 1000"):
+        return f"{producer}\n{consumer}"
+    return ""
+
+
+def play_dead_letter(stage: Stage) -> str:
+    """A consumer that one order kills, started again until that order is dead."""
+    producer = stage.start(DEAD_LETTER, "producer", "producer", [])
+    if producer.end() != 0:
+        return str(producer)
+    done = 0
+    for _ in range(10):
+        consumer = stage.start(DEAD_LETTER, "consumer", "consumer", [])
+        End.wait_until(lambda end=consumer: end.count("Done 'coffee'") or not end.running, consumer)
+        done += consumer.count("Done")
+        if consumer.running:
+            consumer.stop()
+            break
+        consumer.heard(f"(ended by signal {-consumer.end()})")
+    # Orders die at a pace of their own: not before the queue has them, they can be shown.
+    with pika.BlockingConnection(pika.URLParameters(stage.url)) as connection:
+        channel = connection.channel()
+        wait_until(
+            lambda: channel.queue_declare("dead_orders", passive=True).method.message_count == 3,
+            "three dead orders",
+            30,
+        )
+    dead = stage.start(DEAD_LETTER, "consumer", "consumer", ["--dead"])
+    if dead.end() or (done, dead.count("Dead")) != (2, 3):
+        return f"expected 2 orders done and 3 dead, got {done} and {dead}"
+    return ""
+
+
+PLAYS = {CONFIRMS: play_confirms, DEAD_LETTER: play_dead_letter}
+
+
 def wait_for_lines(consumers: list[End], expected: list[str], patience: float) -> None:
     """Wait until these consumers together have told of as many messages as expected has lines."""
     End.wait_until(
@@ -154,10 +200,10 @@ def work_of(consumer: End) -> list[str]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("lesson", nargs="*", choices=[*DEMOS, []], metavar="lesson")
+    parser.add_argument("lesson", nargs="*", choices=[*DEMOS, *PLAYS, []], metavar="lesson")
     parser.add_argument("--patience", type=float, default=30, metavar="SECONDS")
     arguments = parser.parse_args()
-    lessons = arguments.lesson or list(DEMOS)
+    lessons = arguments.lesson or [*DEMOS, *PLAYS]
     console = Console(highlight=False)
     failed = []
     with contextlib.ExitStack() as stack:

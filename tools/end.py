@@ -34,7 +34,7 @@ class End:
         self.name = script
         self.lines: list[str] = []
         self.errors: list[str] = []
-        self._heard = heard
+        self.heard = heard
         self._done: set[object] = set()  # the streams that have come to their end
         env = os.environ | environment
         env.pop("PYTHONUNBUFFERED", None)  # a lesson's output comes line by line without it
@@ -62,8 +62,8 @@ class End:
     def _read(self, stream, lines: list[str]) -> None:
         for raw in stream:
             line = raw.decode(errors="replace").rstrip("\r\n")
-            if self._heard:
-                self._heard(line)
+            if self.heard:
+                self.heard(line)
             with self._news:
                 lines.append(line)
                 self._news.notify_all()
@@ -74,6 +74,11 @@ class End:
     def __str__(self) -> str:
         said = "\n".join(f"    {line[:300]}" for line in [*self.lines, *self.errors])
         return f"{self.name} (exit code {self.process.poll()}) has printed:\n{said}"
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it has not ended yet, or has not said all yet."""
+        return len(self._done) < 2
 
     @classmethod
     def wait_until(cls, condition: Callable[[], bool], what: object, timeout: float = 30) -> None:
@@ -95,7 +100,7 @@ class End:
         """
 
         def over() -> bool:
-            return self.count(*texts) >= times or len(self._done) == 2
+            return self.count(*texts) >= times or not self.running
 
         self.wait_until(over, f"{texts} x {times}: {self}", timeout)
         assert self.count(*texts) >= times, f"ended without {texts} x {times}: {self}"

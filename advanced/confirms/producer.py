@@ -184,7 +184,7 @@ def main():
             raise
         except (pika.exceptions.AMQPConnectionError, OSError) as error:
             if producer.channel:
-                print(f" [!] Lost the broker: {error!r}. Waiting for it.", file=sys.stderr)
+                print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
                 tries = 60
             elif not tries:
                 raise
