@@ -84,6 +84,7 @@ class Plan:
     """How much of everything."""
 
     rounds: int = 5
+    rpc_rounds: int = 15  # these runs are short, and vary
     size_rounds: int = 3
     share: int = 1  # of the counts above, one in so many
     calls: int = 1_000
@@ -91,12 +92,17 @@ class Plan:
     bodies: tuple[tuple[int, int], ...] = ((10_000, 10_000), (1_000_000, 200))
 
     def steps(self) -> int:
-        each = len(PUBLISH) + len(CONSUME) + 3 + len(START)
-        return self.rounds * each + self.size_rounds * (len(self.counts) + len(self.bodies))
+        each = len(PUBLISH) + len(CONSUME) + len(START)
+        return (
+            self.rounds * each
+            + self.rpc_rounds * 3
+            + self.size_rounds * (len(self.counts) + len(self.bodies))
+        )
 
 
 QUICK = Plan(
     rounds=2,
+    rpc_rounds=3,
     size_rounds=1,
     share=5,
     calls=200,
@@ -270,15 +276,19 @@ class Bench:
         tasks = [
             *((self.publish, (label, name, n // share)) for label, (name, n) in PUBLISH.items()),
             *((self.consume, (label, name, n // share)) for label, (name, n) in CONSUME.items()),
-            *((self.rpc, (label, name, self.plan.calls)) for label, name in rpc.items()),
             *((self.start, (lesson, *what)) for lesson, what in START.items()),
         ]
+        calls = [(self.rpc, (label, name, self.plan.calls)) for label, name in rpc.items()]
         sizes = [
             *((self.size, (100, count)) for count in self.plan.counts),
             *((self.size, body) for body in self.plan.bodies),
         ]
         try:
-            for todo, rounds in ((tasks, self.plan.rounds), (sizes, self.plan.size_rounds)):
+            for todo, rounds in (
+                (tasks, self.plan.rounds),
+                (calls, self.plan.rpc_rounds),
+                (sizes, self.plan.size_rounds),
+            ):
                 for number in range(rounds):
                     for measure, what in todo if number % 2 == 0 else reversed(todo):
                         self.step(f"round {number + 1}: {measure.__name__}, {what[0]}")
@@ -369,7 +379,7 @@ def report(figures: Figures, plan: Plan, machine: list[str]) -> str:
         [
             "# What the benchmark measured",
             "`make bench` writes this file and `results.svg`. " + " ".join(machine),
-            f"Medians of {plan.rounds} rounds ({plan.size_rounds} for the sizes) on one broker;"
+            f"Medians of {plan.rounds} rounds ({plan.rpc_rounds} for RPC, {plan.size_rounds} for the sizes) on one broker;"
             " each round runs all of it once, in alternating order. A ratio is one of a round."
             " Messages are of 100 bytes, persistent, mandatory and with a message_id, in a quorum"
             " queue; after each run it is verified that all of them are there, or acknowledged.",
