@@ -379,10 +379,11 @@ def report(figures: Figures, plan: Plan, machine: list[str]) -> str:
         [
             "# What the benchmark measured",
             "`make bench` writes this file and `results.svg`. " + " ".join(machine),
-            f"Medians of {plan.rounds} rounds ({plan.rpc_rounds} for RPC, {plan.size_rounds} for the sizes) on one broker;"
-            " each round runs all of it once, in alternating order. A ratio is one of a round."
-            " Messages are of 100 bytes, persistent, mandatory and with a message_id, in a quorum"
-            " queue; after each run it is verified that all of them are there, or acknowledged.",
+            f"Medians of {plan.rounds} rounds ({plan.rpc_rounds} for RPC, {plan.size_rounds} for"
+            " the sizes) on one broker; each round runs all of it once, in alternating order. A"
+            " ratio is one of a round. Messages are of 100 bytes, persistent, mandatory and with a"
+            " message_id, in a quorum queue; after each run it is verified that all of them are"
+            " there, or acknowledged.",
             targets,
             "## Publishing",
             rates("way", counts, figures.publish),
