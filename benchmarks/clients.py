@@ -19,7 +19,7 @@ import pika
 
 URL = os.environ["AMQP_URL"]
 QUEUE = "confirms"
-ARGUMENTS = {"x-queue-type": "quorum"}
+ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
 RUN = "0123456789abcdef0123456789abcdef"
 BODY = 100
 AIO_BATCH = 500

@@ -84,7 +84,9 @@ class Producer:
         self.channel = channel
         channel.add_on_close_callback(self.on_closed)
         channel.add_on_return_callback(self.on_return)
-        channel.queue_declare(queue="confirms", durable=True, arguments={"x-queue-type": "quorum"})
+        # Both ends declare the queue alike, its arguments included: consumer.py explains them.
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
+        channel.queue_declare(queue="confirms", durable=True, arguments=arguments)
         channel.confirm_delivery(self.on_confirm)
 
         # Delivery tags count the messages of one channel. What was in flight on an earlier one may
@@ -127,7 +129,7 @@ class Producer:
 
     def on_return(self, channel, method, properties, body):
         # Somebody has deleted the queue. The broker confirms the message all the same, after this.
-        self.returned.append(properties.message_id)
+        self.returned.append(int(properties.message_id.split("-")[1]))
         self.confirmed -= 1
         self.stopping = True
 
@@ -163,7 +165,7 @@ class Producer:
 
     def __str__(self):
         seconds = time.monotonic() - self.start
-        left = [*self.unconfirmed.values(), *self.again, *islice(self.numbers, 1)]
+        left = [*self.unconfirmed.values(), *self.again, *self.returned, *islice(self.numbers, 1)]
         first = f"; number {min(left)} is the first that is not" if left else ""
         rate = f"{self.confirmed / seconds:.0f}/s"
         return f"Confirmed {self.confirmed} of {self.count} in {seconds:.2f} s, {rate}{first}"
@@ -193,8 +195,8 @@ def main():
                 sys.exit(f" [!] {producer}: {error!r}")
             time.sleep(1)
     if producer.returned:
-        first, number = producer.returned[0], len(producer.returned)
-        sys.exit(f" [!] {producer}. Unroutable, as the queue is gone: {number}, the first {first}")
+        returned = len(producer.returned)
+        sys.exit(f" [!] {producer}. Unroutable, as the queue is gone: {returned}")
     print(f" [x] {producer}")
 
 

@@ -132,8 +132,8 @@ def main():
             show_dead(channel, arguments.requeue)
             return
 
-        # One at a time: if this process dies, all that it has not acknowledged counts as tried.
-        # With a higher prefetch, good orders die along with their neighbour.
+        # One at a time: if this process dies or is stopped, all that it has not acknowledged counts
+        # as tried. With a higher prefetch, good orders die along with their neighbour.
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume(queue="orders", on_message_callback=on_order)
         print(" [*] Waiting for messages. To exit press CTRL+C")

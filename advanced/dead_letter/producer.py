@@ -56,7 +56,7 @@ def main():
         channel = connection.channel()
 
         # Both ends have to declare a queue alike, its arguments included: consumer.py explains
-        # them. The exchange that they name has to be there when an order dies, and no sooner.
+        # them. The exchange that they name need not be there yet: a dead order waits for it here.
         orders = {
             "x-queue-type": "quorum",
             "x-delivery-limit": 3,
