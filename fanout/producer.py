@@ -45,15 +45,15 @@ def main():
         channel = connection.channel()
 
         # An exchange passes messages on to queues, and keeps none. Its type is how it chooses the
-        # queues: direct, topic, headers, or fanout, which chooses every queue bound to it. With
-        # durable=True it would be there again after the broker restarts; this one is declared anew.
+        # queues: direct, topic, headers, or fanout, which chooses every queue bound to it.
+        # durable=True would keep it over a restart of the broker; this one is declared anew.
         channel.exchange_declare(exchange="logs", exchange_type="fanout")
 
         channel.confirm_delivery()
         try:
             # A fanout exchange does not look at the routing key. mandatory: if no queue is bound,
-            # the message comes back to us. Without it, the broker would drop the message without a
-            # word.
+            # the message comes back to us. Without it, the broker drops the message, and confirms
+            # it too.
             channel.basic_publish(
                 exchange="logs",
                 routing_key="",

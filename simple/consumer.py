@@ -53,8 +53,8 @@ def main():
             print(f" [x] Received {body.decode(errors='replace')!r}")
 
         # auto_ack: the broker forgets a message as soon as it has sent it. That is fast, but what
-        # this process had received and not yet handled when it died is lost, and nothing limits how
-        # much that is. work_queue acknowledges each message after its work.
+        # this process had received and not yet handled when it died is lost, and no prefetch limits
+        # how much that is. work_queue acknowledges each message after its work.
         channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
 
         print(" [*] Waiting for messages. To exit press CTRL+C")

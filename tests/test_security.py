@@ -12,6 +12,7 @@ import urllib.parse
 import pika
 import pytest
 import trustme
+from conftest import waiting
 from end import ROOT
 
 
@@ -117,7 +118,7 @@ def shop(broker):
     broker.ctl("delete_user", "shop")
 
 
-def test_a_user_may_do_what_its_permissions_say_and_no_more(start, shop):
+def test_a_user_may_do_what_its_permissions_say_and_no_more(start, shop, channel):
     assert start("simple/producer.py", url=shop).end() == 0
     consumer = start("simple/consumer.py", url=shop).wait_for("Received", times=10)
     assert consumer.stop() == 0
@@ -127,6 +128,16 @@ def test_a_user_may_do_what_its_permissions_say_and_no_more(start, shop):
     assert "ACCESS_REFUSED" in line
     assert "task_queue" in line
     assert "secret" not in line
+
+    # Who may write to the default exchange may write to every queue.
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    with pika.BlockingConnection(pika.URLParameters(shop)) as connection:
+        its = connection.channel()
+        its.confirm_delivery()
+        its.basic_publish("", queue, b"x", mandatory=True)
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
+            its.basic_get("other")
+    assert waiting(channel, queue) == 1
 
 
 def test_compose_publishes_every_port_on_this_machine_alone():

@@ -55,14 +55,16 @@ def consume(connection, pool):
     channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
 
     # Prefetch: at most one unacknowledged message at a time. Without a limit, the broker deals out
-    # all it has, in turn (round robin), and tasks wait at a busy worker while another one idles.
+    # all it has (a quorum queue: 2000 to each worker), in turn (round robin), and tasks wait at a
+    # busy worker while another one idles.
     channel.basic_qos(prefetch_count=1)
 
     def on_message(channel, method, properties, body):
         print(f" [x] Received {body.decode(errors='replace')!r}")
 
         # The work has a thread of its own. This one, the only one that may use the connection,
-        # keeps up the heartbeats; without them the broker would close the connection in mid-task.
+        # keeps up the heartbeats; without them the broker would close the connection in mid-task
+        # if a task is long: after two minutes or three, unless told otherwise.
         task = pool.submit(work, body)
         while futures.wait([task], timeout=0.5).not_done:
             connection.process_data_events()
@@ -71,8 +73,8 @@ def consume(connection, pool):
         # The acknowledgement comes after the work. Until it arrives, the broker keeps the message,
         # and delivers it again if this process or its connection dies: a task may be done twice,
         # but is not lost. (From RabbitMQ 4.0 on, a quorum queue gives up on a message that came
-        # back 20 times: see advanced/dead_letter.) If the work outlasted consumer_timeout, the
-        # broker may have closed the channel.
+        # back more than 20 times: see advanced/dead_letter.) If the work outlasted
+        # consumer_timeout, the broker has closed the channel, or from 4.3 on, cancelled us.
         if channel.is_open:
             channel.basic_ack(delivery_tag=method.delivery_tag)
 

@@ -9,7 +9,7 @@
     python work_queue/producer.py                         five tasks
     python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
 
-It says "Sent" of what the broker has confirmed; if the broker goes away, it waits half a minute.
+It says "Sent" of what the broker has confirmed; if the broker goes away, it tries again, 30 times.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
