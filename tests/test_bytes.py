@@ -74,6 +74,6 @@ def test_a_producer_sends_the_bytes_that_it_was_given(
     else:
         queue = {"simple": "hello", "work_queue": "task_queue"}[script.split("/")[0]]
     producer = start(script, *arguments, body)
-    assert producer.end() == 0, producer
+    assert producer.end() == 0, str(producer)
     _, _, arrived = channel.basic_get(queue, auto_ack=True)
     assert arrived == body + suffix

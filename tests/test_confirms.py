@@ -97,7 +97,7 @@ def test_what_comes_back_unroutable_is_reported(start, broker, channel):
     (line,) = producer.errors
     if broker.version.startswith("3.10.") and re.search("no confirm came|INTERNAL_ERROR", line):
         return  # it neither confirms nor returns what was in flight, or closes the connection
-    assert code == 1, producer
+    assert code == 1, str(producer)
     said = re.search(
         r"Confirmed (\d+) of .*; number (\d+) is the first that is not\. "
         r"Unroutable, as the queue is gone: [1-9]\d*$",
@@ -132,7 +132,7 @@ def test_nacked_messages_are_published_again(start, broker, channel, tmp_path):
         channel.basic_ack(method.delivery_tag)
         if len(seen) == 2000:
             break
-    assert producer.end() == 0, producer
+    assert producer.end() == 0, str(producer)
     assert set(seen.values()) == {1}
 
 
@@ -147,11 +147,11 @@ def test_a_broker_killed_three_times_costs_no_message(start, broker, channel):
     for kill in range(3):
         wait_until(lambda least=least: messages(broker) > least, f"{least} messages, kill {kill}")
         least = messages(broker) + 10_000  # more than the broker has when it is back
-        assert producer.process.poll() is None, producer
+        assert producer.process.poll() is None, str(producer)
         broker.kill()
         producer.wait_for("Lost the broker", times=kill + 1)
         broker.start()
-    assert producer.end(timeout=120) == 0, producer
+    assert producer.end(timeout=120) == 0, str(producer)
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         taken = take_all(connection.channel())
     assert set(numbers(taken)) == set(range(1, 200_001))

@@ -23,7 +23,7 @@ TRIES = 4  # a first one, and three after coming back
 
 def send(start, *orders):
     producer = start(PRODUCER, *orders)
-    assert producer.end() == 0, producer
+    assert producer.end() == 0, str(producer)
     return producer
 
 
@@ -34,13 +34,13 @@ def done(end):
 def dead(start, *arguments):
     """Return what --dead shows of each: (message id, body, reason, tries, first queue)."""
     end = start(CONSUMER, "--dead", *arguments)
-    assert end.end() == 0, end
+    assert end.end() == 0, str(end)
     assert end.errors == []
     found = re.findall(
         r" \[x\] Dead '(.*)': '(.*)'\n     reason '(\w+)', tries (\d), first queue '(\w+)'",
         "\n".join(end.lines),
     )
-    assert len(found) == end.count("Dead"), end
+    assert len(found) == end.count("Dead"), str(end)
     return [(name, body, reason, int(tries), queue) for name, body, reason, tries, queue in found]
 
 
@@ -145,7 +145,7 @@ def test_a_dead_order_can_be_put_back_alone_and_begins_anew(start, channel):
     wait_for_dead(channel, 2)
 
     end = start(CONSUMER, "--requeue", names[UNICORN])
-    assert end.end() == 0, end
+    assert end.end() == 0, str(end)
     assert end.lines[-1] == f" [x] Put back {names[UNICORN]!r}"
     wait_for_dead(channel, 1)
     method, properties, body = channel.basic_get("orders")

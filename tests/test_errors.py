@@ -29,8 +29,8 @@ def address(broker) -> tuple[str, int]:
 
 def complaint(end, code=1) -> str:
     """Return the one line on standard error of a script that has ended with code."""
-    assert end.end() == code, end
-    assert len(end.errors) == 1, end
+    assert end.end() == code, str(end)
+    assert len(end.errors) == 1, str(end)
     assert PASSWORD not in end.errors[0]
     assert "Received" not in "".join(end.lines)
     return end.errors[0]
@@ -144,7 +144,7 @@ def test_the_first_node_that_answers_is_used(start, broker, script):
         start(script.replace("producer", "consumer")).ready()
     end = start(script, url=f"amqp://guest:guest@localhost:1/%2F,{broker.url}")
     if script.endswith("producer.py"):
-        assert end.end() == 0, end
+        assert end.end() == 0, str(end)
     else:
         end.ready()
 

@@ -95,7 +95,7 @@ def test_every_task_called_sent_is_done_although_the_broker_is_killed(start, bro
         producer.wait_for("[x] Sent", times=moment)
         broker.kill()
         broker.start()
-    assert producer.end(timeout=60) == 0, producer
+    assert producer.end(timeout=60) == 0, str(producer)
     sent = {line.split("Sent ")[1] for line in producer.lines}
     assert sent == {repr(task) for task in tasks}
     team.wait_for_done(sent)
@@ -153,7 +153,7 @@ def test_a_broker_restarted_under_a_waiting_client_is_one_line(start, broker):
     client = start("rpc/producer.py", "5", "--timeout", "60").wait_for("Requesting")
     broker.restart()
     assert client.end() == 1
-    assert len(client.errors) == 1, client
+    assert len(client.errors) == 1, str(client)
     assert "is RabbitMQ running there" in client.errors[0]
 
 
@@ -219,11 +219,11 @@ def play_three_nodes(start, nodes, url, report):
     other = leader_of("task_queue", [node for node in nodes if node is not leader])
     other.restart()
     pauses.append(goes_on("a restart"))
-    assert producer.end(timeout=90) == 0, producer
+    assert producer.end(timeout=90) == 0, str(producer)
     sent = {line.split("Sent ")[1] for line in producer.lines}
     assert sent == {repr(task) for task in tasks}
     team.wait_for_done(sent)
-    assert start("rpc/producer.py", "10", url=url).end() == 0, server
+    assert start("rpc/producer.py", "10", url=url).end() == 0, str(server)
     assert all(worker.stop() == 0 for worker in team.workers)
     report(
         f"8000 tasks, the leader killed, another node restarted: 0 lost, {team.figures()}; "

@@ -256,7 +256,7 @@ def serve(broker, replies):
                 else:
                     got.append(f" [.] Got fib({to}) = {body.decode()}")
                 waiting.discard(to)
-            assert client.end() == (1 if failed else 0), client
+            assert client.end() == (1 if failed else 0), str(client)
         finally:
             client.kill()
     assert [line for line in client.lines if " [.] " in line] == got

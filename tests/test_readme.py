@@ -165,7 +165,7 @@ def test_a_console_block_prints_what_the_page_shows(start, scene):
                 end.ready()
             else:
                 code = end.end()
-                assert block.terminal is False or code == 0, end
+                assert block.terminal is False or code == 0, str(end)
             ends.append((end, shown))
     for end, shown in ends:
         if end.process.poll() is None:
@@ -177,7 +177,7 @@ def test_a_console_block_prints_what_the_page_shows(start, scene):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 end.process.wait(0.5)
             code = end.end() if end.process.poll() is not None else end.stop()
-            assert code == 0, end
+            assert code == 0, str(end)
         assert re.fullmatch(pattern(shown), "\n".join([*end.lines, *end.errors])), (
             f"the page shows\n{shown}\nbut {end}"
         )

@@ -60,7 +60,8 @@ def test_a_task_sits_in_the_queue_meanwhile(restart):
 
 
 def test_the_worker_is_there_again_by_itself(restart):
-    assert received(restart.worker) == ["'kept'", "'after'"]
+    # A task that was done, but not acknowledged yet when the broker stopped, comes once more.
+    assert list(dict.fromkeys(received(restart.worker))) == ["'kept'", "'after'"]
     assert restart.worker.errors[0].startswith(" [!] Lost the broker: ")
     assert restart.worker.errors[0].endswith(" Trying again.")
     assert restart.worker_code == 0
@@ -72,7 +73,7 @@ def test_the_rpc_server_is_there_again_by_itself(restart):
 
 def test_the_other_consumers_end_with_one_line(restart):
     for end, code in restart.listeners.items():
-        assert code == 1, end
-        assert len(end.errors) == 1, end
+        assert code == 1, str(end)
+        assert len(end.errors) == 1, str(end)
         assert "CONNECTION_FORCED - broker forced connection closure" in end.errors[0]
         assert "is RabbitMQ running there" in end.errors[0]

@@ -40,7 +40,7 @@ def test_ten_clients_at_once_each_get_their_own_answers(start):
         start("rpc/consumer.py").ready()
     asked = {start("rpc/producer.py", str(n), str(n + 10)): (n, n + 10) for n in range(10)}
     for client, numbers in asked.items():
-        assert client.end() == 0, client
+        assert client.end() == 0, str(client)
         assert sorted(client.lines[2:]) == sorted(f" [.] Got fib({n}) = {fib(n)}" for n in numbers)
 
 

@@ -21,7 +21,7 @@ LESSONS = [
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_the_demo_of_a_lesson_ends_well_and_marks_each_end(start, lesson):
     demo = start("tools/demo.py", lesson)
-    assert demo.end(60) == 0, demo
+    assert demo.end(60) == 0, str(demo)
     assert demo.lines[-1] == f"All delivered: {lesson}."
     assert any(line.startswith("  producer | ") for line in demo.lines)
     assert any(line.lstrip().startswith("consumer") for line in demo.lines)
@@ -34,7 +34,7 @@ def test_the_demo_notices_what_did_not_arrive(start, channel):
     channel.basic_consume("hello", lambda *_: None, auto_ack=True)
     demo = start("tools/demo.py", "simple", "--patience", "3")
     code = demo.end(60)
-    assert code == 1, demo
+    assert code == 1, str(demo)
     assert "simple" in demo.errors[-1] or "Received '兔子" in demo.errors[-1]
 
 
