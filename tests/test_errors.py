@@ -204,10 +204,12 @@ TROUBLE = {
     "PRECONDITION_FAILED - inequivalent arg …": ("simple/producer.py", [], "another queue"),
     "IncompatibleProtocolError": ("simple/producer.py", [], "another protocol"),
     "No module named 'pika'": ("simple/producer.py", [], "no pika"),
-    # These take a restart, or half an hour: see test_restart.py and work_queue/consumer.py.
+    # These take a restart, half an hour, or chance: see test_restart.py, work_queue/consumer.py and
+    # test_work_queue.py.
     "CONNECTION_FORCED - broker forced connection closure": None,
     "Lost the broker: … Trying again.": None,
     "or a task outlasted consumer_timeout": None,
+    "INTERNAL_ERROR": None,
 }
 
 

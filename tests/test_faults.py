@@ -76,7 +76,7 @@ def test_every_task_is_done_although_its_workers_are_killed(start, report):
     wanted = {repr(task) for task in tasks}
     team = Team(start)
     for _ in range(3):
-        team.hire()
+        team.hire().ready()
     assert start("work_queue/producer.py", *tasks).end() == 0
     for moment in sorted(random.sample(range(5, 190), 20)):
         End.wait_until(lambda n=moment: len(team.received) >= n, team)

@@ -41,9 +41,7 @@ def test_text_and_count_are_arguments(start):
 
 
 def test_two_consumers_share_the_queue_and_no_message_goes_to_both(start):
-    consumers = [start("simple/consumer.py") for _ in range(2)]
-    for consumer in consumers:
-        consumer.ready()
+    consumers = [start("simple/consumer.py").ready() for _ in range(2)]
     start("simple/producer.py", "x", "20").end()
     End.wait_until(lambda: sum(len(received(c)) for c in consumers) >= 20, consumers)
     for consumer in consumers:

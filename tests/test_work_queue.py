@@ -12,10 +12,7 @@ def done(end):
 
 
 def start_workers(start, count, **options):
-    workers = [start("work_queue/consumer.py", **options) for _ in range(count)]
-    for worker in workers:
-        worker.ready()
-    return workers
+    return [start("work_queue/consumer.py", **options).ready() for _ in range(count)]
 
 
 def test_tasks_are_confirmed_and_done_in_order(start):
@@ -66,6 +63,20 @@ def test_workers_share_the_tasks_and_no_task_goes_to_both(start):
     assert sorted(first + second) == sorted(f"'task {i}'" for i in range(20))
     assert first
     assert second
+
+
+def test_workers_that_start_at_the_same_moment_all_get_to_work(start):
+    # Of several that declare the same new quorum queue at once, RabbitMQ may tell one that it is
+    # there before it has started, and then close the connection with INTERNAL_ERROR. They retry.
+    workers = [start("work_queue/consumer.py") for _ in range(4)]
+    for worker in workers:
+        worker.ready()
+    tasks = [f"task {i}" for i in range(20)]
+    assert start("work_queue/producer.py", *tasks).end() == 0
+    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 20, workers)
+    assert [worker.stop() for worker in workers] == [0] * 4
+    assert sorted(task for w in workers for task in done(w)) == sorted(map(repr, tasks))
+    assert all(done(worker) for worker in workers)
 
 
 def test_a_task_outlives_its_killed_worker(start):

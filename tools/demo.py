@@ -119,12 +119,12 @@ def play(console: Console, lesson: str, url: str, patience: float) -> str:
             return PLAYS[lesson](stage, patience)
         demo = DEMOS[lesson]
         many = len(demo.consumers) > 1
-        consumers = [
-            stage.start(lesson, "consumer", f"consumer {i}" if many else "consumer", arguments)
-            for i, arguments in enumerate(demo.consumers, start=1)
-        ]
-        for consumer in consumers:
-            consumer.ready()
+        consumers = []
+        # One after the other: of two that declare the same new quorum queue at the same moment,
+        # RabbitMQ may close the connection of one with INTERNAL_ERROR.
+        for i, arguments in enumerate(demo.consumers, start=1):
+            name = f"consumer {i}" if many else "consumer"
+            consumers.append(stage.start(lesson, "consumer", name, arguments).ready())
         answers = []
         for arguments in demo.producers:
             producer = stage.start(lesson, "producer", "producer", arguments)
