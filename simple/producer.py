@@ -70,7 +70,8 @@ def main():
                 body=f"{arguments.text}{i}".encode(errors="surrogateescape"),
             )
 
-    # Sent is not confirmed: the broker has said nothing of these messages. work_queue asks it to.
+    # Sent is not confirmed: the broker has said nothing of these messages, and if one did not reach
+    # the queue, nobody would know. work_queue has each confirmed.
     print(f"Sent {arguments.text!r} * {arguments.count}")
 
 

@@ -61,6 +61,13 @@ def pytest_terminal_summary(terminalreporter) -> None:
                 terminalreporter.write_line(f"{done.nodeid.split('::')[-1]}: {line}")
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """What waits in vain for a message that nobody had confirmed is tried once more."""
+    for item in items:
+        if item.get_closest_marker("unconfirmed"):
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun="not within"))
+
+
 @contextlib.contextmanager
 def starting(broker: Broker) -> Iterator[Callable[..., End]]:
     """Yield what starts scripts; in the end kill them, and delete what they declared."""

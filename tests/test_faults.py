@@ -10,6 +10,7 @@ import random
 import signal
 import time
 
+import pika
 import pytest
 from broker import private_cluster, uses_docker, wait_until
 from conftest import starting
@@ -182,6 +183,39 @@ def wait_until_blocked(broker) -> None:
         "a blocked connection",
         30,
     )
+
+
+@pytest.mark.usefixtures("start")
+def test_closing_right_behind_the_last_message_loses_none_that_is_confirmed(
+    broker, channel, report
+):
+    """Without confirms, RabbitMQ 3.10 now and then does lose the last ones; this counts them."""
+    quorum = {"x-queue-type": "quorum"}
+    channel.queue_declare("hello", durable=True, arguments=quorum)
+    sent: dict[bool, list[bytes]] = {False: [], True: []}
+    got: list[bytes] = []
+    channel.basic_consume("hello", lambda *message: got.append(message[3]), auto_ack=True)
+    until = time.monotonic() + 40
+    while time.monotonic() < until:
+        for confirms, bodies in sent.items():
+            with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+                producer = connection.channel()
+                if confirms:
+                    producer.confirm_delivery()
+                for i in range(3):
+                    bodies.append(f"{confirms} {len(bodies)} {i}".encode())
+                    producer.basic_publish("", "hello", bodies[-1])
+            channel.connection.process_data_events(0)
+    # The queue is in order, so what comes after this one will not come.
+    channel.confirm_delivery()
+    channel.basic_publish("", "hello", b"last")
+    wait_until(lambda: channel.connection.process_data_events(0.1) or b"last" in got, "the last")
+    lost = {confirms: len(set(bodies) - set(got)) for confirms, bodies in sent.items()}
+    report(
+        f"lost {lost[False]} of {len(sent[False])} without confirms, "
+        f"{lost[True]} of {len(sent[True])} with"
+    )
+    assert lost[True] == 0
 
 
 @pytest.mark.timeout(180)

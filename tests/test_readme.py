@@ -149,7 +149,17 @@ def test_a_reader_sees_which_terminal_a_block_is_for(page, word):
         assert block.above == word.format(block.info[-1]), block
 
 
-@pytest.mark.parametrize("scene", scenes(ENGLISH), ids=lambda scene: f"line-{scene[0].line}")
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(
+            scene,
+            id=f"line-{scene[0].line}",
+            marks=[pytest.mark.unconfirmed] if "simple/producer.py" in str(scene) else [],
+        )
+        for scene in scenes(ENGLISH)
+    ],
+)
 def test_a_console_block_prints_what_the_page_shows(start, scene):
     ends = []
     code = None

@@ -13,7 +13,7 @@ def restart(broker):
     """Restart the broker under running consumers and waiting messages; return what came of it."""
     after = SimpleNamespace()
     with starting(broker) as start:
-        start("simple/producer.py").end()
+        start("simple/producer.py", "x", "1").end()
         start("work_queue/producer.py", "kept").end()
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
             channel = connection.channel()
@@ -48,7 +48,7 @@ def restart(broker):
 
 
 def test_messages_in_a_quorum_queue_are_still_there(restart):
-    assert restart.hello == 10
+    assert restart.hello == 1
 
 
 def test_of_a_durable_classic_queue_only_the_persistent_messages_are_still_there(restart):

@@ -13,6 +13,7 @@ from end import ROOT, End
 RABBITS = [f"'兔子{i}'" for i in range(10)]
 
 
+@pytest.mark.unconfirmed
 def test_ten_rabbits_arrive_in_order(start):
     consumer = start("simple/consumer.py").ready()
     producer = start("simple/producer.py")
@@ -24,12 +25,14 @@ def test_ten_rabbits_arrive_in_order(start):
     assert consumer.errors == []
 
 
+@pytest.mark.unconfirmed
 def test_the_queue_keeps_messages_for_a_consumer_that_starts_later(start):
     assert start("simple/producer.py").end() == 0
     consumer = start("simple/consumer.py").wait_for("Received", times=10)
     assert received(consumer) == RABBITS
 
 
+@pytest.mark.unconfirmed
 def test_text_and_count_are_arguments(start):
     consumer = start("simple/consumer.py").ready()
     producer = start("simple/producer.py", "Hello", "3")
@@ -40,6 +43,7 @@ def test_text_and_count_are_arguments(start):
     assert received(consumer) == ["'Hello0'", "'Hello1'", "'Hello2'"]
 
 
+@pytest.mark.unconfirmed
 def test_two_consumers_share_the_queue_and_no_message_goes_to_both(start):
     consumers = [start("simple/consumer.py").ready() for _ in range(2)]
     start("simple/producer.py", "x", "20").end()

@@ -8,7 +8,7 @@ import pytest
 
 # All but work_queue, whose tasks take their time; `make demo` and test_work_queue.py run it.
 LESSONS = [
-    "simple",
+    pytest.param("simple", marks=pytest.mark.unconfirmed),
     "fanout",
     "direct",
     "topic",
