@@ -20,6 +20,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
 
 def nodes():
@@ -76,9 +77,9 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
             hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

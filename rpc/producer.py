@@ -23,6 +23,7 @@ import uuid
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
 
 def nodes():
@@ -62,7 +63,13 @@ def main():
         n = waiting.pop(properties.correlation_id)
         failed.append(f"fib({n}) reached no server: there is no queue rpc_queue")
 
-    with pika.BlockingConnection(nodes()) as connection:
+    parameters = nodes()
+    for node in parameters:
+        # A broker that is short of memory or disk stops reading from those who publish, and would
+        # have them wait for as long as that lasts.
+        node.blocked_connection_timeout = arguments.timeout
+
+    with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()
 
         # Direct reply-to: amq.rabbitmq.reply-to is not a queue but a name for the way back to this
@@ -94,9 +101,11 @@ def main():
         while waiting and (left := deadline - time.monotonic()) > 0:
             connection.process_data_events(time_limit=left)
 
-    failed += [f"fib({n}) had no answer in {arguments.timeout} s" for n in waiting.values()]
-    if failed:
-        sys.exit("\n".join(f" [!] {line}" for line in failed))
+        # Said before the connection is closed, which may take long if the broker is the reason.
+        failed += [f"fib({n}) had no answer in {arguments.timeout} s" for n in waiting.values()]
+        for line in failed:
+            print(f" [!] {line}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
@@ -108,9 +117,9 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
             hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")

@@ -53,12 +53,21 @@ def test_broker_away(start, script):
     line = complaint(start(script, url=f"amqp://guest:{PASSWORD}@localhost:{port}/%2F"))
     assert line.startswith(f" [!] localhost:{port}: ")
     assert "Connection refused" in line
-    assert "is RabbitMQ running there" in line
+    assert "has RabbitMQ started there" in line
 
 
 def test_unknown_host(start, script):
     line = complaint(start(script, url=f"amqp://guest:{PASSWORD}@nowhere.invalid:5672/%2F"))
     assert line.startswith(" [!] nowhere.invalid:5672: ")
+
+
+def test_a_broker_that_takes_the_connection_and_says_nothing(start, script):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"amqp://guest:{PASSWORD}@localhost:{port}/%2F?stack_timeout=1"
+        line = complaint(start(script, url=url))
+    assert line.startswith(f" [!] localhost:{port}: ")
+    assert "imeout" in line
 
 
 def test_wrong_password(start, script, broker):
@@ -204,10 +213,11 @@ TROUBLE = {
     "PRECONDITION_FAILED - inequivalent arg …": ("simple/producer.py", [], "another queue"),
     "IncompatibleProtocolError": ("simple/producer.py", [], "another protocol"),
     "No module named 'pika'": ("simple/producer.py", [], "no pika"),
-    # These take a restart, half an hour, or chance: see test_restart.py, work_queue/consumer.py and
-    # test_work_queue.py.
+    # These take a restart, an alarm, patience, or chance: see test_restart.py, test_confirms.py,
+    # test_faults.py and test_work_queue.py.
     "CONNECTION_FORCED - broker forced connection closure": None,
     "Lost the broker: … Trying again.": None,
+    "The broker takes no messages for now: …": None,
     "or a task outlasted consumer_timeout": None,
     "INTERNAL_ERROR": None,
 }

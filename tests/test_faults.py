@@ -119,7 +119,7 @@ def test_a_producer_whose_broker_stays_away_names_what_was_not_confirmed(start, 
 
 
 def test_a_connection_that_falls_silent_is_noticed_in_mid_task(start, broker, report):
-    url = f"{broker.url}?heartbeat={HEARTBEAT}"
+    url = f"{broker.url}?heartbeat={HEARTBEAT}&stack_timeout=1"
     worker = start("work_queue/consumer.py", url=url).ready()
     start("work_queue/producer.py", "long" + "." * 4, "next").end()
     worker.wait_for("Received 'long")
@@ -131,6 +131,9 @@ def test_a_connection_that_falls_silent_is_noticed_in_mid_task(start, broker, re
         worker.wait_for("Lost the broker", timeout=UNTIL_NOTICED)
         waiting_producer.wait_for("Lost the broker", timeout=UNTIL_NOTICED)
         noticed = time.monotonic() - began
+        # They go on trying, although a frozen broker takes a connection, and says nothing on it.
+        worker.wait_for("AMQPConnectorStackTimeout", times=2)
+        waiting_producer.wait_for("AMQPConnectorStackTimeout", times=2)
     finally:
         broker.thaw()
     assert waiting_producer.end(timeout=60) == 0
@@ -148,6 +151,30 @@ def test_a_request_whose_only_server_is_killed_ends_with_one_line(start):
     assert client.errors == [" [!] fib(5) had no answer in 2 s"]
 
 
+def test_a_client_whose_broker_falls_silent_says_so_in_time(start, broker):
+    server = start("rpc/consumer.py").ready()
+    server.process.send_signal(signal.SIGSTOP)
+    url = f"{broker.url}?heartbeat={HEARTBEAT}"
+    client = start("rpc/producer.py", "5", "--timeout", "2", url=url).wait_for("Requesting")
+    broker.freeze()
+    try:
+        client.wait_for(" [!] fib(5) had no answer in 2 s", timeout=10)
+        assert client.end(timeout=UNTIL_NOTICED) == 1  # there is nobody to close the connection
+    finally:
+        broker.thaw()
+
+
+def test_a_client_does_not_wait_longer_for_a_broker_that_is_short_of_memory(start, broker):
+    start("rpc/consumer.py").ready()
+    broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        client = start("rpc/producer.py", "5", "--timeout", "2")
+        assert client.end() == 1
+    finally:
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert "ConnectionBlockedTimeout" in client.errors[-1]
+
+
 def test_a_broker_restarted_under_a_waiting_client_is_one_line(start, broker):
     server = start("rpc/consumer.py").ready()
     server.process.send_signal(signal.SIGSTOP)
@@ -155,7 +182,7 @@ def test_a_broker_restarted_under_a_waiting_client_is_one_line(start, broker):
     broker.restart()
     assert client.end() == 1
     assert len(client.errors) == 1, str(client)
-    assert "is RabbitMQ running there" in client.errors[0]
+    assert "has RabbitMQ started there" in client.errors[0]
 
 
 def test_a_producer_waits_while_the_broker_is_short_of_memory(start, broker, channel, report):
@@ -174,6 +201,35 @@ def test_a_producer_waits_while_the_broker_is_short_of_memory(start, broker, cha
     got = [channel.basic_get("task_queue", auto_ack=True)[2].decode() for _ in tasks]
     assert got == tasks
     report(f"memory alarm after {sent} of 100 tasks: it waited, then sent the rest, 0 lost")
+
+
+def test_a_producer_that_may_not_be_blocked_for_long_says_so_and_goes_on(start, broker):
+    broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        url = f"{broker.url}?blocked_connection_timeout=1"
+        producer = start("work_queue/producer.py", "a", "b", url=url)
+        producer.wait_for("Lost the broker: ConnectionBlockedTimeout")
+    finally:
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert producer.end() == 0
+    assert producer.lines == [" [x] Sent 'a'", " [x] Sent 'b'"]
+
+
+def test_a_task_that_outlasts_consumer_timeout_is_said_and_comes_again(start, broker):
+    limit = "application:set_env(rabbit, consumer_timeout, {}), "
+    looks = "application:set_env(rabbit, channel_tick_interval, {})."  # up to 4.2, that often
+    broker.ctl("eval", (limit + looks).format(1000, 500))
+    try:
+        worker = start("work_queue/consumer.py").ready()
+        start("work_queue/producer.py", "long" + "." * 10).end()
+        assert worker.end(timeout=60) == 1
+    finally:
+        broker.ctl("eval", (limit + looks).format(1_800_000, 60_000))
+    assert worker.lines[-1].startswith(" [x] Done 'long")
+    assert worker.errors == [
+        " [!] The queue task_queue was deleted, or a task outlasted consumer_timeout"
+    ]
+    start("work_queue/consumer.py").wait_for("Received 'long")
 
 
 def wait_until_blocked(broker) -> None:

@@ -76,4 +76,4 @@ def test_the_other_consumers_end_with_one_line(restart):
         assert code == 1, str(end)
         assert len(end.errors) == 1, str(end)
         assert "CONNECTION_FORCED - broker forced connection closure" in end.errors[0]
-        assert "is RabbitMQ running there" in end.errors[0]
+        assert "has RabbitMQ started there" in end.errors[0]

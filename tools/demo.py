@@ -102,7 +102,7 @@ class Stage:
 
         def heard(line: str) -> None:
             with self.lock:
-                self.console.print(Text(f"{name:>10} | {line}", style=color), soft_wrap=True)
+                self.console.print(Text(f"{name:>10} | {line}", style=color))
 
         path = f"{lesson}/{script}.py"
         heard("$ " + shlex.join(["python", path, *arguments]))
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=30, metavar="SECONDS")
     arguments = parser.parse_args()
     lessons = arguments.lesson or [*DEMOS, *PLAYS]
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     failed = []
     with contextlib.ExitStack() as stack:
         url = os.environ.get("AMQP_URL")

@@ -21,6 +21,7 @@ import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
 TASKS = ["First task.", "Second task..", "Third task...", "Fourth task....", "Fifth task....."]
 
@@ -76,7 +77,7 @@ def main():
             sys.exit(f" [!] Not sent, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
         except BrokenPipeError:
             raise
-        except (pika.exceptions.AMQPConnectionError, OSError) as error:
+        except (pika.exceptions.AMQPConnectionError, AMQPConnectorException, OSError) as error:
             # A task may have arrived although its confirm did not. Sent again, it may be done
             # twice; not sent again, it may be lost.
             if not tries:
@@ -97,9 +98,9 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "is RabbitMQ running there, and does AMQP_URL name host, user and vhost rightly?"
+        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
             hint = "delete that queue or exchange, get permission for it, or use another vhost"
         sys.exit(f" [!] {broker}: {error!r}: {hint}")
