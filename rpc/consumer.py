@@ -28,8 +28,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -54,7 +54,7 @@ def on_request(channel, method, properties, body):
     else:
         print(f" [!] Refused {body.decode(errors='replace')!r}")
         answer = "not a whole number from 0 to 9999"
-        reply.type = "error"
+        reply.type = "error"  # what both ends here have agreed on
 
     # The request says where the answer goes. The broker drops it if that client is there no more.
     if properties.reply_to:
@@ -70,7 +70,8 @@ def serve(connection):
     channel = connection.channel()
     channel.queue_declare(queue="rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
     # An answer takes less time than the way to the broker and back, so the next requests had better
-    # be here already. Where each takes long, a prefetch of 1 shares them out more evenly.
+    # be here already. Where each takes long, share them out with a prefetch of 1, and keep up the
+    # heartbeats by working in a thread, as work_queue does.
     channel.basic_qos(prefetch_count=300)
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
     print(" [x] Awaiting RPC requests")
@@ -95,6 +96,7 @@ def main():
             time.sleep(1)
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

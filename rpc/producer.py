@@ -10,7 +10,7 @@
     python rpc/producer.py                    asks for fib(30)
     python rpc/producer.py 10 20 30           all at once; answers are matched by correlation_id
 
-Ends with 1 if a request is refused, or has no answer after --timeout seconds.
+Says so, and ends with 1, if a request is refused or has no answer after --timeout seconds.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -30,8 +30,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -65,8 +65,7 @@ def main():
 
     parameters = nodes()
     for node in parameters:
-        # A broker that is short of memory or disk stops reading from those who publish, and would
-        # have them wait for as long as that lasts.
+        # A broker short of memory or disk has those who publish wait for as long as that lasts.
         node.blocked_connection_timeout = arguments.timeout
 
     with pika.BlockingConnection(parameters) as connection:
@@ -80,9 +79,9 @@ def main():
         channel.add_on_return_callback(on_return)
 
         # All requests are in flight before the first answer. reply_to says where an answer is to
-        # go; correlation_id comes back in it, and says which request it is for. After expiration,
-        # in milliseconds, the broker drops a request still in the queue: nobody waits for it any
-        # more.
+        # go; correlation_id comes back in it, and says which request it is for. A request older
+        # than its expiration, in milliseconds, is dropped instead of delivered: nobody waits for it
+        # any more. mandatory: if there is no such queue, it comes back, to on_return.
         for correlation_id, n in list(waiting.items()):
             print(f" [x] Requesting fib({n})")
             channel.basic_publish(
@@ -108,6 +107,7 @@ def main():
     sys.exit(1 if failed else 0)
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

@@ -31,8 +31,8 @@ def nodes():
         credentials = pika.PlainCredentials(username="guest", password="guest")
         return [pika.ConnectionParameters(host="localhost", port=5672, credentials=credentials)]
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -54,8 +54,8 @@ def main():
             print(f" [x] Received {body.decode(errors='replace')!r}")
 
         # auto_ack: the broker forgets a message as soon as it has sent it. That is fast, but what
-        # this process had received and not yet handled when it died is lost, and no prefetch limits
-        # how much that is. work_queue acknowledges each message after its work.
+        # this process had received and not yet handled when it ended is lost, and no prefetch
+        # limits how much that is. work_queue acknowledges each message after its work.
         channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
 
         print(" [*] Waiting for messages. To exit press CTRL+C")
@@ -65,6 +65,7 @@ def main():
         sys.exit(" [!] The queue hello was deleted. Start again to declare it anew.")
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3"]
 # ///
-"""Simple mode: put messages into a queue that you name yourself.
+"""Simple mode: send messages to a queue that you name yourself.
 
     producer.py --"hello"--> (default exchange) ---> [ queue hello ] ---> consumer.py
 
@@ -32,8 +32,8 @@ def nodes():
         credentials = pika.PlainCredentials(username="guest", password="guest")
         return [pika.ConnectionParameters(host="localhost", port=5672, credentials=credentials)]
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -56,7 +56,7 @@ def main():
         channel = connection.channel()
 
         # Declaring makes the queue if it is not there, so both ends declare it and either may start
-        # first. If it is there, but made with other arguments, the broker refuses with
+        # first. If it is there, but was declared otherwise, the broker refuses with
         # PRECONDITION_FAILED. durable: the queue is there again after the broker restarts; it does
         # not make a copy of any message. x-queue-type: a quorum queue keeps its messages on disk,
         # and in a cluster on several nodes.
@@ -68,7 +68,7 @@ def main():
             channel.basic_publish(
                 exchange="",
                 routing_key="hello",
-                body=f"{arguments.text}{i}".encode(errors="surrogateescape"),
+                body=f"{arguments.text}{i}".encode(errors="surrogateescape"),  # as it was typed
             )
 
     # Sent is not confirmed: the broker has said nothing of these messages, and if one did not reach
@@ -76,6 +76,7 @@ def main():
     print(f"Sent {arguments.text!r} * {arguments.count}")
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

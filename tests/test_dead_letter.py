@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 
 import pika
+import pytest
 from broker import wait_until
 from conftest import received, waiting
 from end import End
@@ -177,6 +178,27 @@ def test_an_id_that_no_dead_order_has_is_an_error(start):
     end = start(CONSUMER, "--dead", "--requeue", "nobody")
     assert end.end() == 1
     assert end.errors == [" [!] No dead order has the message id 'nobody'"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "in_3", "in_4"),
+    [(3, TRIES, TRIES), (-1, 1, 50), (1_000_000_000, 50, 50), (None, 50, 21)],
+)
+def test_how_often_a_quorum_queue_delivers_what_is_rejected(broker, channel, limit, in_3, in_4):
+    arguments = {"x-queue-type": "quorum"} | ({} if limit is None else {"x-delivery-limit": limit})
+    channel.queue_declare("rejects", durable=True, arguments=arguments)
+    try:
+        channel.basic_publish("", "rejects", b"x")
+        tries = 0
+        for method, _, _ in channel.consume("rejects", inactivity_timeout=1):
+            if method is None or tries == 50:
+                break
+            channel.basic_reject(method.delivery_tag, requeue=True)
+            tries += 1
+        channel.cancel()
+    finally:
+        channel.queue_delete("rejects")
+    assert tries == (in_3 if broker.version.startswith("3.") else in_4)
 
 
 def test_a_nack_counts_up_to_4_2_and_no_more_since_4_3(start, broker, channel):

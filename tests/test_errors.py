@@ -61,6 +61,10 @@ def test_unknown_host(start, script):
     assert line.startswith(" [!] nowhere.invalid:5672: ")
 
 
+# A BlockingConnection, one that is made again when it is lost, and a SelectConnection.
+@pytest.mark.parametrize(
+    "script", ["simple/producer.py", "work_queue/consumer.py", "advanced/confirms/producer.py"]
+)
 def test_a_broker_that_takes_the_connection_and_says_nothing(start, script):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -96,6 +100,7 @@ def test_unknown_vhost(start, script, broker):
         "amqp://guest:{}@localhost:99999/%2F",
         "amqp://guest:12#{}@localhost:5672/%2F",
         "amqp://guest:12/{}@localhost:5672/%2F",
+        "amqp://guest:12?{}@localhost:5672/%2F",
         "amqp://guest:{},x@localhost:5672/%2F",
         "amqp://[::1",
         "amqp://guest:{}@localhost/%2F?heartbeat=often",
@@ -211,6 +216,7 @@ TROUBLE = {
     "had no answer in 10 s": ("rpc/producer.py", ["1"], "a queue without a server"),
     "fib(…) was refused": ("rpc/producer.py", ["banana"], "a server"),
     "PRECONDITION_FAILED - inequivalent arg …": ("simple/producer.py", [], "another queue"),
+    "AMQPConnectorStackTimeout": ("simple/producer.py", [], "silence"),
     "IncompatibleProtocolError": ("simple/producer.py", [], "another protocol"),
     "No module named 'pika'": ("simple/producer.py", [], "no pika"),
     # These take a restart, an alarm, patience, or chance: see test_restart.py, test_confirms.py,
@@ -244,6 +250,11 @@ def test_what_the_troubleshooting_table_quotes_is_said(start, broker, channel, s
         channel.queue_declare("rpc_queue", durable=True, arguments=quorum)
     elif how == "another queue":
         channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "classic"})
+    elif how == "silence":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            assert said in complaint(start(script, url=f"amqp://localhost:{port}?stack_timeout=1"))
+        return
     elif how == "another protocol":
         with socket.create_server(("127.0.0.1", 0)) as server:
             end = start(script, url=f"amqp://localhost:{server.getsockname()[1]}/%2F")

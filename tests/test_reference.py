@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import pika
@@ -80,7 +81,7 @@ def uses(script: Path, call: str, name: str) -> bool:
     for node in ast.walk(ast.parse(script.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(call):
             given += [keyword.arg for keyword in node.keywords]
-        if isinstance(node, ast.Assign) and call == "BasicProperties":
+        if isinstance(node, ast.Assign) and call in ("BasicProperties", "ConnectionParameters"):
             given += [target.attr for target in node.targets if isinstance(target, ast.Attribute)]
     return name in given
 
@@ -293,6 +294,28 @@ def test_prefetch_has_no_meaning_with_auto_ack(channel):
     channel.basic_consume(name, lambda *message: got.append(message), auto_ack=True)
     while len(got) < 5:
         channel.connection.process_data_events(time_limit=10)
+
+
+def test_one_limit_for_a_channel_is_one_for_each_consumer_since_4_3(broker, channel):
+    name = channel.queue_declare("", exclusive=True).method.queue
+    for _ in range(9):
+        channel.basic_publish("", name, b"x")
+    channel.basic_qos(prefetch_count=2, global_qos=True)
+    for _ in range(2):
+        channel.basic_consume(name, lambda *_: None)
+    each = tuple(map(int, broker.version.split(".")[:2])) >= (4, 3)
+    wait_until(lambda: waiting(channel, name) == (9 - 4 if each else 9 - 2), "the limit", 10)
+
+
+def test_the_broker_gives_up_after_two_or_three_heartbeats_in_silence(broker):
+    url = f"{broker.url}?heartbeat=1"
+    socket = pika.BlockingConnection(pika.URLParameters(url))._impl._transport._sock
+    socket.settimeout(10)
+    began = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while socket.recv(4096):  # its heartbeats
+            pass
+    assert 1.9 < time.monotonic() - began < 4.5
 
 
 def test_the_broker_checks_user_id(channel):

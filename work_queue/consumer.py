@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3"]
 # ///
-"""Work queue: do the tasks, one at a time; each is done, whichever worker or broker dies meanwhile.
+"""Work queue: do the tasks, one at a time; none is lost if a worker or the broker dies meanwhile.
 
     producer.py --"task_queue"--> (default exchange) ---> [ queue task_queue ] -+-> consumer.py
                                                                                 +-> consumer.py
@@ -30,8 +30,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -63,19 +63,20 @@ def consume(connection, pool):
     def on_message(channel, method, properties, body):
         print(f" [x] Received {body.decode(errors='replace')!r}")
 
-        # The work has a thread of its own. This one, the only one that may use the connection,
+        # The work has a thread of its own. This one, the only one that may use the channel,
         # keeps up the heartbeats; without them the broker would close the connection in mid-task
         # if a task is long: after two minutes or three, unless told otherwise.
         task = pool.submit(work, body)
         while futures.wait([task], timeout=0.5).not_done:
             connection.process_data_events()
-        task.result()  # raises here what work() raised there
+        task.result()  # raises what work() raised: it ends this worker, and then the next one
 
         # The acknowledgement comes after the work. Until it arrives, the broker keeps the message,
         # and delivers it again if this process or its connection dies: a task may be done twice,
         # but is not lost. (From RabbitMQ 4.0 on, a quorum queue gives up on a message that came
-        # back more than 20 times: see advanced/dead_letter.) If the work outlasted
-        # consumer_timeout, the broker has closed the channel, or from 4.3 on, cancelled us.
+        # back from dying workers more than 20 times: see advanced/dead_letter.) If the work
+        # outlasted consumer_timeout, the broker has closed the channel, or from 4.3 on, only
+        # cancelled this consumer.
         if channel.is_open:
             channel.basic_ack(delivery_tag=method.delivery_tag)
 
@@ -107,6 +108,7 @@ def main():
                 time.sleep(1)
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

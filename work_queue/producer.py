@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3"]
 # ///
-"""Work queue: hand out tasks that survive crashes of the worker, of the broker and of this script.
+"""Work queue: hand out tasks that, once sent, survive crashes of the worker and of the broker.
 
     producer.py --"task_queue"--> (default exchange) ---> [ queue task_queue ] -+-> consumer.py
                                                                                 +-> consumer.py
     python work_queue/producer.py                         five tasks
     python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
 
-It says "Sent" of what the broker has confirmed; if the broker goes away, it tries again, 30 times.
+It says "Sent" of what the broker has confirmed; if the broker goes away, it tries again a while.
 AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
 """
 
@@ -30,8 +30,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -45,8 +45,8 @@ def publish(connection, tasks):
     channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
 
     # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed the
-    # message. For a persistent one in a durable queue, that is when it is on disk; in a cluster, on
-    # those of a majority of the queue's nodes.
+    # message. For one in a quorum queue, that is when it is on disk; in a cluster, on those of a
+    # majority of the queue's nodes.
     channel.confirm_delivery()
 
     while tasks:
@@ -89,6 +89,7 @@ def main():
             time.sleep(1)
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

@@ -33,8 +33,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -49,7 +49,7 @@ class Producer:
 
     def __init__(self, count, size):
         self.count, self.size = count, size
-        # The window: how much may be in flight. All of it is in memory here, so bytes limit it too.
+        # The window: how much may be in flight. That may all be in memory, so bytes limit it too.
         self.window = max(1, min(2000, 10_000_000 // max(1, size)))
         self.numbers = iter(range(1, count + 1))  # of the messages not published yet
         self.unconfirmed = {}  # the numbers of those in flight, by delivery tag
@@ -201,6 +201,7 @@ def main():
     print(f" [x] {producer}")
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does

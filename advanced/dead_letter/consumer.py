@@ -34,8 +34,8 @@ def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
     urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
     try:
-        # Stricter than pika, which takes the start of a password with a / or # in it for a port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?].*)?"
+        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
+        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
         if not all(re.fullmatch(form, url) for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
@@ -62,9 +62,9 @@ def on_order(channel, method, properties, body):
     try:
         work(item)
     except Exception as error:
-        # Next time may be better. It goes back to the head of the queue, as it also does if this
-        # process dies, and the broker counts that. Up to RabbitMQ 4.2 it counts a basic_nack too;
-        # since 4.3 it does not, and this would go on for ever.
+        # Next time may be better. With its delivery limit, the queue takes it back at the head, as
+        # it also does if this process dies, and counts that. Up to RabbitMQ 4.2 it counts a
+        # basic_nack too; since 4.3 it does not, and this would go on for ever.
         print(f" [!] Failed: {error!r}")
         channel.basic_reject(delivery_tag=method.delivery_tag, requeue=True)
         return
@@ -90,7 +90,7 @@ def show_dead(channel, message_id):
 
         if message_id is not None and message_id == properties.message_id:
             # First confirmed there, then acknowledged here: dying in between means an order too
-            # many, never one too few. It starts anew, without the headers of its death.
+            # many, never one too few. It starts anew, without the x- headers of its death.
             properties.headers = {k: v for k, v in headers.items() if not str(k).startswith("x-")}
             channel.basic_publish("", "orders", body, properties, mandatory=True)
             channel.basic_ack(delivery_tag=method.delivery_tag)
@@ -111,8 +111,8 @@ def main():
         channel = connection.channel()
 
         # An exchange and a queue like any others. A dead order that somebody has looked at comes
-        # back, which a quorum queue allows 20 times since RabbitMQ 4.0, unless told otherwise. (-1
-        # means any number of times since 4.0, but not once in 3.10.)
+        # back, which a quorum queue allows 20 times at most since RabbitMQ 4.0, unless told
+        # otherwise. (-1 means any number of times since 4.0, but not once in 3.10.)
         channel.exchange_declare(exchange="dead_letters", exchange_type="fanout", durable=True)
         dead = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
         channel.queue_declare(queue="dead_orders", durable=True, arguments=dead)
@@ -142,6 +142,7 @@ def main():
         sys.exit(" [!] The queue orders was deleted. Start again to declare it anew.")
 
 
+# From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
