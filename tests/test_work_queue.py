@@ -3,16 +3,17 @@
 import signal
 
 import pytest
+from broker import wait_until
 from conftest import received, waiting
-from end import End
+from end import ROOT, End
 
 
 def done(end):
     return [line.split("Done ", 1)[1] for line in end.lines if " [x] Done " in line]
 
 
-def start_workers(start, count, **options):
-    return [start("work_queue/consumer.py", **options).ready() for _ in range(count)]
+def start_workers(start, count, script="work_queue/consumer.py", **options):
+    return [start(script, **options).ready() for _ in range(count)]
 
 
 def test_tasks_are_confirmed_and_done_in_order(start):
@@ -87,6 +88,19 @@ def test_a_task_outlives_its_killed_worker(start):
     (heir,) = start_workers(start, 1)
     heir.wait_for("Received 'precious")
     assert done(doomed) == []
+
+
+def test_work_that_fails_ends_the_worker_and_the_task_stays(start, channel, tmp_path):
+    # An OSError too, which is not to be taken for a lost connection.
+    source = (ROOT / "work_queue/consumer.py").read_text()
+    script = tmp_path / "consumer.py"
+    script.write_text(source.replace('time.sleep(body.count(b"."))', 'open("no such file")'))
+    (worker,) = start_workers(start, 1, script=str(script))
+    start("work_queue/producer.py", "read it").end()
+    assert worker.end() == 1
+    (line,) = worker.errors
+    assert line.startswith(" [!] Not done, 'read it': FileNotFoundError(")
+    wait_until(lambda: waiting(channel, "task_queue") == 1, "the task to be back", 10)
 
 
 def test_a_busy_worker_does_not_hold_up_the_others(start):

@@ -69,7 +69,12 @@ def consume(connection, pool):
         task = pool.submit(work, body)
         while futures.wait([task], timeout=0.5).not_done:
             connection.process_data_events()
-        task.result()  # raises what work() raised: it ends this worker, and then the next one
+        try:
+            task.result()
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # another worker will get the task: see advanced/dead_letter
+            sys.exit(f" [!] Not done, {body.decode(errors='replace')!r}: {error!r}")
 
         # The acknowledgement comes after the work. Until it arrives, the broker keeps the message,
         # and delivers it again if this process or its connection dies: a task may be done twice,
