@@ -441,7 +441,7 @@ def plot(figures: Figures, machine: list[str], path: Path) -> None:
         peaks = [median(r[end][1] for r in each) / 2**20 for each in rounds]
         axis.loglog(counts, seconds, "o-", color=colour, label=f"{name}, seconds")
         axis.loglog(counts, peaks, "s--", color=colour, label=f"{name}, peak memory, MiB")
-    axis.set_title("Time and memory against the number of messages")
+    axis.set_title("Time and memory, by number of messages")
     axis.set_xlabel("messages of 100 bytes")
     axis.legend()
     axis.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,7 @@ def nodes():
     try:
         # Stricter than pika, which may take what is before a / ? or # in a password for the port.
         form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) for url in urls):
+        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
@@ -97,11 +97,14 @@ def main():
             )
 
         deadline = time.monotonic() + arguments.timeout
-        while waiting and (left := deadline - time.monotonic()) > 0:
+        while waiting and channel.is_open and (left := deadline - time.monotonic()) > 0:
             connection.process_data_events(time_limit=left)
 
         # Said before the connection is closed, which may take long if the broker is the reason.
-        failed += [f"fib({n}) had no answer in {arguments.timeout} s" for n in waiting.values()]
+        reason = f"had no answer in {arguments.timeout} s"
+        if not channel.is_open:
+            reason = "was refused by the broker, whose log says why"
+        failed += [f"fib({n}) {reason}" for n in waiting.values()]
         for line in failed:
             print(f" [!] {line}", file=sys.stderr)
     sys.exit(1 if failed else 0)
@@ -109,7 +112,8 @@ def main():
 
 # From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if sys.stdout:  # which is None if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
     try:
         main()
@@ -117,7 +121,7 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):

@@ -34,7 +34,7 @@ def nodes():
     try:
         # Stricter than pika, which may take what is before a / ? or # in a password for the port.
         form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) for url in urls):
+        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
@@ -78,7 +78,8 @@ def main():
 
 # From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if sys.stdout:  # which is None if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
     try:
         main()
@@ -86,7 +87,7 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):

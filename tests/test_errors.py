@@ -1,5 +1,6 @@
 """What a user can get wrong, at every script there is: one line, an exit code, no traceback."""
 
+import os
 import re
 import socket
 import subprocess
@@ -61,6 +62,19 @@ def test_unknown_host(start, script):
     assert line.startswith(" [!] nowhere.invalid:5672: ")
 
 
+def test_a_host_that_can_have_no_address(start):
+    line = complaint(start("fanout/producer.py", url=f"amqp://guest:{PASSWORD}@a..b/%2F"))
+    assert line.startswith(" [!] a..b:5672: UnicodeError")
+
+
+def test_closed_output_is_no_traceback(broker):
+    command = ["sh", "-c", 'exec "$0" "$1" >&-', sys.executable, ROOT / "work_queue/producer.py"]
+    env = os.environ | {"AMQP_URL": f"amqp://{':'.join(map(str, address(broker)))}/nowhere"}
+    done = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
 # A BlockingConnection, one that is made again when it is lost, and a SelectConnection.
 @pytest.mark.parametrize(
     "script", ["simple/producer.py", "work_queue/consumer.py", "advanced/confirms/producer.py"]
@@ -103,6 +117,7 @@ def test_unknown_vhost(start, script, broker):
         "amqp://guest:12?{}@localhost:5672/%2F",
         "amqp://guest:{},x@localhost:5672/%2F",
         "amqp://[::1",
+        "amqp://guest:{}\udcff@localhost/%2F",
         "amqp://guest:{}@localhost/%2F?heartbeat=often",
         "amqps://guest:{}@localhost/%2F?ssl_options=nonsense",
         "amqps://guest:{}@localhost/%2F?ssl_options=%7B%27cafile%27:%27missing.pem%27%7D",

@@ -86,6 +86,19 @@ def test_a_request_outlives_its_killed_server(start):
     assert sorted(other.lines[1:]) == [" [.] fib(5)", " [.] fib(6)", " [.] fib(7)"]
 
 
+def test_a_request_that_the_broker_refuses_is_said_at_once(start, broker):
+    start("rpc/consumer.py").ready()
+    broker.ctl("add_user", "mute", "secret")
+    try:
+        broker.ctl("set_permissions", "mute", ".*", "^$", ".*")
+        url = broker.url.replace("guest:guest", "mute:secret")
+        client = start("rpc/producer.py", "1", "--timeout", "60", url=url)
+        assert client.end() == 1
+    finally:
+        broker.ctl("delete_user", "mute")
+    assert client.errors == [" [!] fib(1) was refused by the broker, whose log says why"]
+
+
 class TestAgainstAnotherServer:
     """rpc/producer.py, with the test as the server."""
 

@@ -1,6 +1,9 @@
 """work_queue/: what its comments and its section of the README claim."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from broker import wait_until
@@ -101,6 +104,18 @@ def test_work_that_fails_ends_the_worker_and_the_task_stays(start, channel, tmp_
     (line,) = worker.errors
     assert line.startswith(" [!] Not done, 'read it': FileNotFoundError(")
     wait_until(lambda: waiting(channel, "task_queue") == 1, "the task to be back", 10)
+
+
+def test_a_full_disk_is_no_lost_broker(start, broker, channel):
+    start("work_queue/producer.py", "x").end()
+    command = [sys.executable, ROOT / "work_queue/consumer.py"]
+    env = os.environ | {"AMQP_URL": broker.url}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert waiting(channel, "task_queue") == 1
 
 
 def test_a_busy_worker_does_not_hold_up_the_others(start):

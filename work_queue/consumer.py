@@ -19,9 +19,12 @@ import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent import futures
+from socket import gaierror
+from ssl import SSLError
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
+from pika.exceptions import AMQPConnectionError
 
 stopping = False
 
@@ -32,7 +35,7 @@ def nodes():
     try:
         # Stricter than pika, which may take what is before a / ? or # in a password for the port.
         form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) for url in urls):
+        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
@@ -104,9 +107,8 @@ def main():
                     signal.signal(signal.SIGINT, stop)
                     signal.signal(signal.SIGTERM, stop)
                     consume(connection, pool)
-            except BrokenPipeError:
-                raise
-            except (pika.exceptions.AMQPConnectionError, AMQPConnectorException, OSError) as error:
+            # Not any OSError: a full disk is one too.
+            except (AMQPConnectionError, AMQPConnectorException, gaierror, SSLError) as error:
                 if stopping or not connected:
                     raise
                 print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
@@ -115,7 +117,8 @@ def main():
 
 # From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if sys.stdout:  # which is None if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
     try:
         main()
@@ -123,7 +126,7 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):

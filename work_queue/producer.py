@@ -19,9 +19,12 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from socket import gaierror
+from ssl import SSLError
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
+from pika.exceptions import AMQPConnectionError
 
 TASKS = ["First task.", "Second task..", "Third task...", "Fourth task....", "Fifth task....."]
 
@@ -32,7 +35,7 @@ def nodes():
     try:
         # Stricter than pika, which may take what is before a / ? or # in a password for the port.
         form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) for url in urls):
+        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
             raise ValueError
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
@@ -75,9 +78,8 @@ def main():
                 publish(connection, tasks)
         except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
             sys.exit(f" [!] Not sent, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
-        except BrokenPipeError:
-            raise
-        except (pika.exceptions.AMQPConnectionError, AMQPConnectorException, OSError) as error:
+        # Not any OSError: a full disk is one too.
+        except (AMQPConnectionError, AMQPConnectorException, gaierror, SSLError) as error:
             # A task may have arrived although its confirm did not. Sent again, it may be done
             # twice; not sent again, it may be lost.
             if not tries:
@@ -91,7 +93,8 @@ def main():
 
 # From here on it is alike in every lesson: how a script ends.
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if sys.stdout:  # which is None if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
     try:
         main()
@@ -99,7 +102,7 @@ if __name__ == "__main__":
         pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
         hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
