@@ -13,7 +13,7 @@ test: .venv/ready  ## prove every claim, on a broker of its own; ARGS goes to py
 	@$(RUN) -m pytest -m "not faults" $(ARGS)
 
 faults: .venv/ready  ## kill, cut off and flood both ends for some minutes: what is lost, what comes twice
-	@$(RUN) -m pytest -m faults --dist load $(ARGS)
+	@$(RUN) -m pytest -m faults -n 2 --dist load $(ARGS)
 
 bench: .venv/ready  ## measure the lessons beside other ways and other libraries; ARGS=--quick for a minute
 	@.venv/bin/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt

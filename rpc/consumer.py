@@ -26,6 +26,8 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 from pika.exceptions import AMQPConnectionError
 
+stopping = False
+
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
@@ -38,6 +40,11 @@ def nodes():
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
         sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+
+
+def stop(*_):
+    global stopping
+    stopping = True
 
 
 def fib(n):
@@ -78,27 +85,31 @@ def serve(connection):
     channel.basic_qos(prefetch_count=300)
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
     print(" [x] Awaiting RPC requests")
-    channel.start_consuming()
-    sys.exit(" [!] The queue rpc_queue was deleted. Start again to declare it anew.")
+    while not stopping:
+        connection.process_data_events(time_limit=0.5)
+        if not channel.consumer_tags:  # the broker has cancelled the consumer
+            sys.exit(" [!] The queue rpc_queue was deleted. Start again to declare it anew.")
 
 
 def main():
     ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     connected = False
-    while True:
+    while not stopping:
         try:
             with pika.BlockingConnection(nodes()) as connection:
                 connected = True
+                signal.signal(signal.SIGINT, stop)
+                signal.signal(signal.SIGTERM, stop)
                 serve(connection)
         # Not any OSError: a full disk is one too.
         except (AMQPConnectionError, AMQPConnectorException, gaierror, SSLError) as error:
-            if not connected:
+            if stopping or not connected:
                 raise
             print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
             time.sleep(1)
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -65,7 +65,7 @@ def main():
         sys.exit(" [!] The queue hello was deleted. Start again to declare it anew.")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -26,7 +26,7 @@ def part(script: str, kind: type, name: str) -> str:
 @pytest.mark.parametrize("script", SCRIPTS)
 class TestScript:
     def test_connecting_lines_and_main_guard_are_alike_to_the_letter(self, script):
-        pattern = "work_queue/producer.py"
+        pattern = f"work_queue/{script.rsplit('/')[-1]}"  # of the same end
         assert part(script, ast.If, "") == part(pattern, ast.If, "")
         nodes, expected = (part(name, ast.FunctionDef, "nodes") for name in (script, pattern))
         if script.startswith("simple/"):  # which has the long form besides

@@ -86,6 +86,16 @@ def test_a_request_outlives_its_killed_server(start):
     assert sorted(other.lines[1:]) == [" [.] fib(5)", " [.] fib(6)", " [.] fib(7)"]
 
 
+def test_a_server_may_be_stopped_in_the_middle_of_an_answer(start):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = start("rpc/consumer.py").ready()
+        client = start("rpc/producer.py", *["0"] * 2000, "--timeout", "60")
+        server.wait_for("fib(0)", times=100)
+        assert server.stop(number) == 0
+        assert server.errors == []
+        client.kill()
+
+
 def test_a_request_that_the_broker_refuses_is_said_at_once(start, broker):
     start("rpc/consumer.py").ready()
     broker.ctl("add_user", "mute", "secret")

@@ -83,6 +83,30 @@ def test_a_consumer_whose_queue_is_deleted_says_so(start, channel):
     assert consumer.errors == [" [!] The queue hello was deleted. Start again to declare it anew."]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_producer_may_be_stopped_in_the_middle_of_a_message(start, channel, number):
+    channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
+    for least in (500, 1500, 4000):
+        producer = start("simple/producer.py", "x", "1000000")
+        wait_until(lambda least=least: waiting(channel, "hello") > least, f"{least} messages", 20)
+        assert producer.stop(number) == 0
+        assert producer.lines == producer.errors == []
+
+
+def test_what_the_broker_refuses_is_not_called_sent(start, broker):
+    start("simple/consumer.py").ready()
+    broker.ctl("add_user", "mute", "secret")
+    try:
+        broker.ctl("set_permissions", "mute", ".*", "^$", ".*")
+        url = broker.url.replace("guest:guest", "mute:secret")
+        producer = start("simple/producer.py", "x", "1", url=url)
+        assert producer.end() == 1
+    finally:
+        broker.ctl("delete_user", "mute")
+    assert producer.lines == []
+    assert "ACCESS_REFUSED" in producer.errors[0]
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_a_count_that_is_none_is_a_wrong_argument(start, count):
     producer = start("simple/producer.py", "x", count)

@@ -70,7 +70,7 @@ def main():
         sys.exit(f" [!] The queue {queue} was deleted. Start again to declare another.")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

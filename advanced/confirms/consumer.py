@@ -98,6 +98,8 @@ def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int)
     count = parser.parse_args().count
+    if count is not None and count < 1:
+        parser.error("count: at least 1")
     connected = False
     while not stopping:
         try:
@@ -115,7 +117,7 @@ def main():
     print(f" [x] Received {handled} in {seconds:.2f} s, {handled / max(seconds, 0.001):.0f}/s")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -95,7 +95,8 @@ class Producer:
 
         # Delivery tags count the messages of one channel. What was in flight on an earlier one may
         # have arrived or not, and nobody can tell any more: so it is published again.
-        self.tag, self.heard = 0, time.monotonic()
+        self.tag = 0
+        self.quiet = 0  # ticks since the last confirm
         self.again += self.unconfirmed.values()
         self.unconfirmed = {}
         self.publish()
@@ -126,7 +127,7 @@ class Producer:
         numbers = [self.unconfirmed.pop(tag) for tag in tags]
         if isinstance(frame.method, pika.spec.Basic.Ack):
             self.confirmed += len(numbers)
-            self.heard = time.monotonic()
+            self.quiet = 0
             self.publish()
         else:  # a nack: the queue did not take them. tick() has them published again.
             self.again += numbers
@@ -138,7 +139,7 @@ class Producer:
         self.stopping = True
 
     def on_blocked(self, connection, frame):
-        self.heard = float("inf")  # that may take its time
+        self.quiet = float("-inf")  # that may take its time
         reason = frame.method.reason
         print(f" [!] The broker takes no messages for now: {reason}. Waiting.", file=sys.stderr)
 
@@ -155,8 +156,10 @@ class Producer:
         if sys.stderr.isatty():
             print(f" [.] {self.confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
         opened = self.channel and self.channel.is_open
-        if opened and time.monotonic() - self.heard > 30:  # 3.10 does so when the queue is deleted
-            sys.exit(f" [!] {self}: the connection is up, but no confirm came for 30 seconds")
+        if opened:
+            self.quiet += 1
+            if self.quiet > 60:  # as with RabbitMQ 3.10, when the queue is deleted
+                sys.exit(f" [!] {self}: the connection is up, but no confirm came for 30 seconds")
         if opened and not self.stopping:
             self.publish()
         elif opened:
@@ -179,7 +182,10 @@ def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=100, metavar="BYTES")
-    producer = Producer(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    if arguments.count < 0 or not 0 <= arguments.size <= 2**27:
+        parser.error("count: at least 0; --size: from 0 to 134217728 bytes")
+    producer = Producer(arguments.count, arguments.size)
     signal.signal(signal.SIGINT, producer.stop)
     signal.signal(signal.SIGTERM, producer.stop)
     tries = 0
@@ -203,15 +209,14 @@ def main():
     print(f" [x] {producer}")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a producer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    for number in (signal.SIGINT, signal.SIGTERM):  # at once: it may be in the middle of a message
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         main()
-    except KeyboardInterrupt:
-        pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:

@@ -29,6 +29,8 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException  # wh
 
 LIMIT = 3  # An order may come back to its queue this often: it is tried once more than that.
 
+stopping = False
+
 
 def nodes():
     """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
@@ -41,6 +43,11 @@ def nodes():
         return [pika.URLParameters(url) for url in urls]
     except Exception:  # unnamed: its text may quote the password
         sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+
+
+def stop(*_):
+    global stopping
+    stopping = True
 
 
 def work(item):
@@ -137,12 +144,16 @@ def main():
         # as tried. With a higher prefetch, good orders die along with their neighbour.
         channel.basic_qos(prefetch_count=1)
         channel.basic_consume(queue="orders", on_message_callback=on_order)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
         print(" [*] Waiting for messages. To exit press CTRL+C")
-        channel.start_consuming()
-        sys.exit(" [!] The queue orders was deleted. Start again to declare it anew.")
+        while not stopping:
+            connection.process_data_events(time_limit=0.5)
+            if not channel.consumer_tags:  # the broker has cancelled the consumer
+                sys.exit(" [!] The queue orders was deleted. Start again to declare it anew.")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -82,15 +82,14 @@ def main():
             print(f" [x] Sent {body!r}")
 
 
-# From here on it is alike in every lesson: how a script ends.
+# From here on it is alike in every lesson: how a producer ends.
 if __name__ == "__main__":
     if sys.stdout:  # which is None if it is closed
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    for number in (signal.SIGINT, signal.SIGTERM):  # at once: it may be in the middle of a message
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         main()
-    except KeyboardInterrupt:
-        pass
     except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
         os._exit(1)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
