@@ -1,10 +1,13 @@
 """tools/: the demo and the broker's commands, as a user types them."""
 
+import re
+import signal
 import socket
 import threading
 
 import pika
 import pytest
+from broker import listens, run, uses_docker
 
 # All but work_queue, whose tasks take their time; `make demo` and test_work_queue.py run it.
 LESSONS = [
@@ -67,6 +70,45 @@ def test_a_port_that_something_else_has_is_one_line(start):
     assert command.errors == [
         f"broker: something that is no RabbitMQ listens on port {port}: set AMQP_PORT"
     ]
+
+
+def test_a_broker_that_up_did_not_start_is_not_stopped(start, broker):
+    port = str(pika.URLParameters(broker.url).port)
+    command = start("tools/broker.py", "down", AMQP_PORT=port)
+    assert command.end() == 1
+    assert command.errors == [f"broker: `up` did not start the broker on localhost:{port}"]
+    assert broker.version  # which it tells
+
+
+@pytest.mark.parametrize("port", ["abc", "-1", "0", "65536"])
+def test_a_port_that_is_none_is_one_line(start, port):
+    command = start("tools/broker.py", "up", AMQP_PORT=port)
+    assert command.end() == 1
+    assert command.errors == [f"broker: AMQP_PORT is {port!r}; it may be from 1 to 65535"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
+def test_a_demo_that_is_stopped_leaves_nothing(start, tmp_path, number):
+    demo = start("tools/demo.py", "work_queue", url="", AMQP_URL="", TMPDIR=str(tmp_path))
+    demo.wait_for("] Received", timeout=60)
+    port = int(re.search(r"of its own is ready on localhost:(\d+)", demo.lines[0])[1])
+    project = project_of(port)
+    demo.process.send_signal(number)
+    assert demo.stop(number, timeout=60) == 130  # and once more, as the impatient do
+    assert not listens(port)
+    assert list(tmp_path.iterdir()) == []
+    if project:
+        for what in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):
+            label = f"label=com.docker.compose.project={project}"
+            assert run("docker", *what, "-q", "--filter", label) == ""
+
+
+def project_of(port: int) -> str:
+    """Return the compose project that publishes a port; nothing if Docker is not used."""
+    if not uses_docker():
+        return ""
+    label = '{{.Label "com.docker.compose.project"}}'
+    return run("docker", "ps", "--filter", f"publish={port}", "--format", label).strip()
 
 
 def test_stopping_a_broker_that_is_not_there_says_so(start):

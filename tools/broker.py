@@ -42,7 +42,13 @@ def say(line: str) -> None:
 def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) -> str:
     """Return what a command prints. Raises BrokerError, with what it said, if it fails."""
     done = subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        start_new_session=True,  # Ctrl+C is for us: what cleans up has to go on
     )
     if done.returncode:
         raise BrokerError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
@@ -134,6 +140,10 @@ class Broker:
         """Return the node's log since its data were made."""
         raise NotImplementedError
 
+    def published(self) -> bool:
+        """Tell whether it is this node that listens on the port, and not another one."""
+        raise NotImplementedError
+
     def restart(self) -> None:
         self.stop()
         self.start()
@@ -189,6 +199,11 @@ class DockerBroker(Broker):
 
     def ctl(self, *arguments: str) -> str:
         return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
+
+    def published(self) -> bool:
+        with contextlib.suppress(BrokerError):
+            return self.compose("port", self.service, "5672").strip().endswith(f":{self.port}")
+        return False
 
     def log(self) -> str:
         return self.compose("logs", "--no-log-prefix", "--no-color", self.service)
@@ -263,6 +278,8 @@ class NativeBroker(Broker):
         self.pid_file.unlink()
 
     def start(self) -> None:
+        if self.pid_file.exists() and not self._gone():
+            raise BrokerError(f"the node of {self.folder} is running already, on another port")
         self._configure()
         env = self._env()
         output = self.folder / "output"
@@ -312,6 +329,10 @@ class NativeBroker(Broker):
 
     def ctl(self, *arguments: str) -> str:
         return run(str(self.programs / "rabbitmqctl"), "-q", *arguments, env=self._env())
+
+    def published(self) -> bool:
+        conf = self.folder / "rabbitmq.conf"
+        return conf.exists() and f"127.0.0.1:{self.port}\n" in conf.read_text()
 
     def log(self) -> str:
         return (self.folder / "rabbit.log").read_text(errors="replace")
@@ -379,6 +400,18 @@ def uses_docker() -> bool:
 
 
 @contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no signal that a user can send from a terminal interrupt a clean-up."""
+    before = {}
+    with contextlib.suppress(ValueError):  # signals interrupt no thread but the main one
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, signal.SIG_IGN)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def private() -> Iterator[Broker]:
     """Start a broker that nobody else uses, on free ports; remove it and its data afterwards."""
     if uses_docker():
@@ -390,7 +423,8 @@ def private() -> Iterator[Broker]:
         broker.start()
         yield broker
     finally:
-        broker.remove()
+        with undisturbed():
+            broker.remove()
 
 
 @contextlib.contextmanager
@@ -410,20 +444,28 @@ def private_cluster() -> Iterator[list[DockerBroker]]:
         nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
         yield nodes
     finally:
-        nodes[0].remove()
+        with undisturbed():
+            nodes[0].remove()
+
+
+def port_of(variable: str, default: int) -> int:
+    """Return the port that an environment variable names. Raises BrokerError if it names none."""
+    value = os.environ.get(variable) or str(default)
+    if not (value.isdecimal() and 0 < int(value) < 65536):
+        raise BrokerError(f"{variable} is {value!r}; it may be from 1 to 65535")
+    return int(value)
 
 
 def shared() -> Broker:
     """Return the broker of `up` and `down`, running or not."""
-    port = int(os.environ.get("AMQP_PORT") or 5672)
-    ui_port = int(os.environ.get("UI_PORT") or 15672)
+    port, ui_port = port_of("AMQP_PORT", 5672), port_of("UI_PORT", 15672)
     if uses_docker():
         return DockerBroker(port, ui_port, None)
     return NativeBroker(port, ui_port, NODE_FOLDER)
 
 
 def up() -> None:
-    port = int(os.environ.get("AMQP_PORT") or 5672)
+    port = port_of("AMQP_PORT", 5672)
     if speaks_amqp(port):
         print(f"A broker is there already, on localhost:{port}.")
         return
@@ -432,9 +474,11 @@ def up() -> None:
     broker.start()
     print(f"RabbitMQ {broker.version} is ready on localhost:{broker.port}.")
     print(f"Its management UI: http://localhost:{broker.ui_port} (user guest, password guest)")
+    here = ""
     if port != 5672:
         print(f"For the lessons: export AMQP_URL={broker.url}")
-    print("To stop it: python3 tools/broker.py down")
+        here = f"AMQP_PORT={port} "
+    print(f"To stop it: {here}python3 tools/broker.py down")
 
 
 def down() -> None:
@@ -445,6 +489,8 @@ def down() -> None:
     # Docker may have come or gone since `up`: the node's folder tells which kind it started.
     if (NODE_FOLDER / "pid").exists():
         broker = NativeBroker(broker.port, broker.ui_port, NODE_FOLDER)
+    if not broker.published():
+        raise BrokerError(f"`up` did not start the broker on localhost:{broker.port}")
     broker.stop()
     print("The broker has stopped. Its data are kept for the next time.")
 

@@ -159,7 +159,8 @@ def play_dead_letter(stage: Stage, patience: float) -> str:
     if producer.end() != 0:
         return str(producer)
     consumers: list[End] = []
-    with pika.BlockingConnection(pika.URLParameters(stage.url)) as connection:
+    nodes = [pika.URLParameters(url) for url in stage.url.split(",")]
+    with pika.BlockingConnection(nodes) as connection:
         channel = connection.channel()
 
         def over() -> bool:
@@ -210,7 +211,10 @@ def main() -> None:
         if not url:
             broker = stack.enter_context(private())
             url = broker.url
-            console.print(f"A RabbitMQ {broker.version} of its own is ready ({broker.kind}).")
+            console.print(
+                f"A RabbitMQ {broker.version} of its own is ready on localhost:{broker.port}"
+                f" ({broker.kind})."
+            )
         for lesson in lessons:
             console.print(f"\n== {lesson} ==", style="bold")
             wrong = play(console, lesson, url, arguments.patience)
@@ -223,7 +227,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the broker goes too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the broker goes too
+        signal.signal(number, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
