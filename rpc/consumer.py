@@ -88,7 +88,7 @@ def serve(connection):
     while not stopping:
         connection.process_data_events(time_limit=0.5)
         if not channel.consumer_tags:  # the broker has cancelled the consumer
-            sys.exit(" [!] The queue rpc_queue was deleted. Start again to declare it anew.")
+            sys.exit(" [!] The queue rpc_queue was deleted, or consumer_timeout has passed")
 
 
 def main():

@@ -247,7 +247,7 @@ def test_a_deleted_queue_ends_the_consumer(start, channel, queue):
     channel.queue_delete(queue)
     assert consumer.end() == 1
     assert consumer.errors == [
-        " [!] The queue confirms was deleted. Start again to declare it anew."
+        " [!] The queue confirms was deleted, or a message outlasted consumer_timeout"
     ]
 
 

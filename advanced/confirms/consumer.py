@@ -91,7 +91,7 @@ def consume(connection, count):
             if sys.stderr.isatty():
                 print(f" [.] {handled} received", end="\r", file=sys.stderr, flush=True)
         if not channel.consumer_tags:
-            sys.exit(" [!] The queue confirms was deleted. Start again to declare it anew.")
+            sys.exit(" [!] The queue confirms was deleted, or a message outlasted consumer_timeout")
 
 
 def main():

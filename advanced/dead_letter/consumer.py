@@ -150,7 +150,7 @@ def main():
         while not stopping:
             connection.process_data_events(time_limit=0.5)
             if not channel.consumer_tags:  # the broker has cancelled the consumer
-                sys.exit(" [!] The queue orders was deleted. Start again to declare it anew.")
+                sys.exit(" [!] The queue orders was deleted, or one outlasted consumer_timeout")
 
 
 # From here on it is alike in every lesson: how a consumer ends.
