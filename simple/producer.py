@@ -75,7 +75,7 @@ def main():
         # as a message that this user may not send, pika raises that here.
         channel.close()
 
-    # Sent is not confirmed: the broker has said nothing of these messages, and if one did not reach
+    # Sent is not confirmed: the broker has refused none of these messages, but if one did not reach
     # the queue, nobody would know. work_queue has each confirmed.
     print(f"Sent {arguments.text!r} * {arguments.count}")
 
