@@ -86,11 +86,10 @@ def test_a_consumer_whose_queue_is_deleted_says_so(start, channel):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_producer_may_be_stopped_in_the_middle_of_a_message(start, channel, number):
     channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
-    for least in (500, 1500, 4000):
-        producer = start("simple/producer.py", "x", "1000000")
-        wait_until(lambda least=least: waiting(channel, "hello") > least, f"{least} messages", 20)
-        assert producer.stop(number) == 0
-        assert producer.lines == producer.errors == []
+    producer = start("simple/producer.py", "x", "1000000")
+    wait_until(lambda: waiting(channel, "hello") > 500, "the first messages", 20)
+    assert producer.stop(number) == 0
+    assert producer.lines == producer.errors == []
 
 
 def test_what_the_broker_refuses_is_not_called_sent(start, broker):
