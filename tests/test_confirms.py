@@ -213,16 +213,19 @@ def test_a_consumer_that_is_stopped_leaves_nothing_handled_unacknowledged(
     wait_until(lambda: messages(broker) < 29_000, "some are taken", 30)
     assert consumer.stop(number) == 0
     said = re.search(r"Received (\d+) in", consumer.lines[-1])
+    # What it had been given and not handled comes back to the queue a moment later.
+    wait_until(lambda: messages(broker) == 30_000 - int(said[1]), "the others in the queue", 20)
     left = numbers(take_all(channel))
     assert set(left) == set(range(int(said[1]) + 1, 30_001))
     assert consumer.errors == []
 
 
-def test_a_consumer_takes_no_more_than_its_count(start, channel):
+def test_a_consumer_takes_no_more_than_its_count(start, broker, channel):
     assert start(PRODUCER, "3000").end() == 0
     consumer = start(CONSUMER, "1777")
     assert consumer.end() == 0
     assert "Received 1777 in" in consumer.lines[-1]
+    wait_until(lambda: messages(broker) == 3000 - 1777, "the others in the queue", 20)
     assert min(numbers(take_all(channel))) == 1778
 
 

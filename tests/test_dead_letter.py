@@ -157,6 +157,7 @@ def test_a_dead_order_can_be_put_back_alone_and_begins_anew(start, channel):
 
     consumer = start(CONSUMER).ready()
     wait_for_dead(channel, 2)
+    assert consumer.stop() == 0
     assert consumer.count("Received") == TRIES - 1  # one was the test's
     assert deaths(start) == {UNICORN: ("delivery_limit", TRIES), CUT_OFF: ("rejected", 1)}
 

@@ -72,6 +72,7 @@ def test_with_no_server_left_it_says_so_in_time_and_leaves_no_request_behind(sta
     assert client.errors == [f" [!] fib({n}) had no answer in 1 s" for n in (1, 2)]
     late = start("rpc/consumer.py").ready()
     assert start("rpc/producer.py", "3").end() == 0
+    assert late.stop() == 0
     assert late.lines[1:] == [" [.] fib(3)"]
 
 
@@ -83,6 +84,7 @@ def test_a_request_outlives_its_killed_server(start):
     client.wait_for("Got")  # by the other one; the first request of two is with the stopped one
     doomed.kill()
     assert client.end() == 0
+    assert other.stop() == 0
     assert sorted(other.lines[1:]) == [" [.] fib(5)", " [.] fib(6)", " [.] fib(7)"]
 
 

@@ -123,6 +123,7 @@ def test_a_busy_worker_does_not_hold_up_the_others(start):
     start("work_queue/producer.py", "slow" + "." * 60, *(f"quick {i}" for i in range(6))).end()
     End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 6, workers)
     busy, free = sorted(workers, key=lambda worker: len(done(worker)))
+    busy.wait_for("Received")
     assert (len(received(busy)), done(busy)) == (1, [])
     assert done(free) == [f"'quick {i}'" for i in range(6)]
 
