@@ -97,4 +97,5 @@ if __name__ == "__main__":
         hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
         if isinstance(error, pika.exceptions.AMQPChannelError):
             hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        sys.exit(f" [!] {broker}: {error!r}: {hint}")
+        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
+        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
