@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pika
 import pytest
-from broker import Broker, private
+from broker import Broker, private, wait_until
 from end import End
 
 QUEUES = ["hello", "task_queue", "rpc_queue", "confirms", "orders", "dead_orders"]
@@ -105,3 +105,8 @@ def received(end: End) -> list[str]:
 def waiting(channel, queue: str) -> int:
     """Return how many messages are in a queue and with no consumer yet; none if it is not there."""
     return channel.queue_declare(queue, passive=True).method.message_count
+
+
+def wait_for_messages(count: int, channel, queue: str) -> None:
+    """Wait until so many messages are in it: what a consumer leaves is back a moment later."""
+    wait_until(lambda: waiting(channel, queue) == count, f"{count} messages in {queue}", 20)

@@ -7,7 +7,7 @@ from collections import Counter
 import pika
 import pytest
 from broker import wait_until
-from conftest import received, waiting
+from conftest import received, wait_for_messages, waiting
 from end import End
 
 PRODUCER = "advanced/dead_letter/producer.py"
@@ -50,10 +50,6 @@ def deaths(start):
     return {body: (reason, tries) for _, body, reason, tries, _ in dead(start)}
 
 
-def wait_for_dead(channel, count):
-    wait_until(lambda: waiting(channel, "dead_orders") == count, f"{count} dead orders", 10)
-
-
 def test_five_orders_by_default_persistent_and_each_with_an_id(start, channel):
     producer = send(start)
     assert producer.lines == [f" [x] Sent {order!r}" for order in ORDERS]
@@ -67,7 +63,7 @@ def test_bad_orders_end_in_the_dead_letter_queue_and_good_ones_are_done_once(sta
     send(start)
     killed = [start(CONSUMER).wait_for("bomb") for _ in range(TRIES)]
     survivor = start(CONSUMER).ready()
-    wait_for_dead(channel, 3)
+    wait_for_messages(3, channel, "dead_orders")
     consumers = [*killed, survivor]
     assert [end.end() for end in killed] == [-signal.SIGKILL] * TRIES
     End.wait_until(lambda: sum(end.count("Done") for end in consumers) == 2, consumers)
@@ -102,7 +98,7 @@ def test_what_cannot_be_read_is_dead_at_once(start, channel):
         channel.basic_publish("", "orders", body)
     send(start, TEA)
     consumer.wait_for("Done 'tea'")
-    wait_for_dead(channel, len(bodies))
+    wait_for_messages(len(bodies), channel, "dead_orders")
     assert consumer.count("Received") == len(bodies) + 1
     assert consumer.count("Rejected") == len(bodies)
     assert consumer.stop() == 0
@@ -126,29 +122,29 @@ def test_while_one_consumer_is_dead_another_goes_on(start):
 def test_looking_at_the_dead_more_than_20_times_does_not_drop_them(start, channel):
     start(CONSUMER).ready()
     send(start, CUT_OFF)
-    wait_for_dead(channel, 1)
+    wait_for_messages(1, channel, "dead_orders")
     for _ in range(25):
         method, _, _ = next(channel.consume("dead_orders", inactivity_timeout=10))
         channel.basic_reject(method.delivery_tag, requeue=True)
         channel.cancel()
-    wait_for_dead(channel, 1)
+    wait_for_messages(1, channel, "dead_orders")
     assert deaths(start) == {CUT_OFF: ("rejected", 1)}
-    wait_for_dead(channel, 1)
+    wait_for_messages(1, channel, "dead_orders")
     assert deaths(start) == {CUT_OFF: ("rejected", 1)}
 
 
 def test_a_dead_order_can_be_put_back_alone_and_begins_anew(start, channel):
     consumer = start(CONSUMER).ready()
     send(start, UNICORN, CUT_OFF)
-    wait_for_dead(channel, 2)
+    wait_for_messages(2, channel, "dead_orders")
     assert consumer.stop() == 0
     names = {body: name for name, body, *_ in dead(start)}
-    wait_for_dead(channel, 2)
+    wait_for_messages(2, channel, "dead_orders")
 
     end = start(CONSUMER, "--requeue", names[UNICORN])
     assert end.end() == 0, str(end)
     assert end.lines[-1] == f" [x] Put back {names[UNICORN]!r}"
-    wait_for_dead(channel, 1)
+    wait_for_messages(1, channel, "dead_orders")
     method, properties, body = channel.basic_get("orders")
     assert (body.decode(), properties.message_id) == (UNICORN, names[UNICORN])
     assert properties.delivery_mode == 2
@@ -156,7 +152,7 @@ def test_a_dead_order_can_be_put_back_alone_and_begins_anew(start, channel):
     channel.basic_reject(method.delivery_tag, requeue=True)
 
     consumer = start(CONSUMER).ready()
-    wait_for_dead(channel, 2)
+    wait_for_messages(2, channel, "dead_orders")
     assert consumer.stop() == 0
     assert consumer.count("Received") == TRIES - 1  # one was the test's
     assert deaths(start) == {UNICORN: ("delivery_limit", TRIES), CUT_OFF: ("rejected", 1)}
@@ -166,10 +162,10 @@ def test_a_dead_order_keeps_the_headers_that_are_its_own(start, channel):
     start(CONSUMER).ready()
     properties = pika.BasicProperties(message_id="mine", headers={"shop": "Lyon"})
     channel.basic_publish("", "orders", b"?", properties)
-    wait_for_dead(channel, 1)
+    wait_for_messages(1, channel, "dead_orders")
     other = start(CONSUMER, "--requeue", "mine")
     assert other.end() == 0
-    wait_for_dead(channel, 1)  # it is as unreadable as before
+    wait_for_messages(1, channel, "dead_orders")  # it is as unreadable as before
     _, properties, _ = channel.basic_get("dead_orders", auto_ack=True)
     assert properties.headers["shop"] == "Lyon"
     assert properties.headers["x-death"][0]["count"] == 1
@@ -214,7 +210,7 @@ def test_a_nack_counts_up_to_4_2_and_no_more_since_4_3(start, broker, channel):
         nacks += 1
     channel.cancel()
     assert nacks == (TRIES if counts else 10 * TRIES)
-    wait_for_dead(channel, 1 if counts else 0)
+    wait_for_messages(1 if counts else 0, channel, "dead_orders")
 
 
 def test_an_order_that_has_nowhere_to_go_stays_where_it_is(start, broker, channel):
@@ -238,7 +234,7 @@ def test_a_higher_prefetch_would_let_good_orders_die_of_their_neighbour(start, b
             greedy = connection.channel()
             deliveries = greedy.consume("orders", inactivity_timeout=10)
             assert [next(deliveries)[2].decode() for _ in range(2)] == [BOMB, TEA]
-    wait_for_dead(channel, 2)
+    wait_for_messages(2, channel, "dead_orders")
 
 
 def test_a_consumer_whose_queue_is_deleted_says_so(start, channel):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pika
 import pytest
 from broker import wait_until
-from conftest import starting, waiting
+from conftest import starting, wait_for_messages, waiting
 from pika.adapters.blocking_connection import BlockingChannel
 from test_readme import CHINESE, ENDS, ENGLISH, PAGES, ROOT, sections
 
@@ -190,11 +190,11 @@ def left(broker):
         doomed[0].process.send_signal(signal.SIGSTOP)
         start("simple/producer.py", "x", "1").end()
         start("work_queue/producer.py", "x" + "." * 60).end()
-        wait_until(lambda: waiting(channel, "hello") == 0, "the message to be delivered", 20)
+        wait_for_messages(0, channel, "hello")
         doomed[1].wait_for("Received")
         for end in doomed:
             end.kill()
-        wait_until(lambda: waiting(channel, "task_queue") == 1, "the task to be back", 20)
+        wait_for_messages(1, channel, "task_queue")
         left["kill", "quorum", "2", True] = take(broker, "hello")
         left["kill", "quorum", "2", False] = take(broker, "task_queue")
 
@@ -203,7 +203,7 @@ def left(broker):
         for auto in (True, False):
             give(connection, other, fill(channel, "quorum", "2", f"close-{auto}"), auto)
         other.close()
-        wait_until(lambda: waiting(channel, "close-False") == 1, "the message to be back", 20)
+        wait_for_messages(1, channel, "close-False")
         for auto in (True, False):
             left["close", "quorum", "2", auto] = take(broker, f"close-{auto}")
 
@@ -304,7 +304,7 @@ def test_one_limit_for_a_channel_is_one_for_each_consumer_since_4_3(broker, chan
     for _ in range(2):
         channel.basic_consume(name, lambda *_: None)
     each = tuple(map(int, broker.version.split(".")[:2])) >= (4, 3)
-    wait_until(lambda: waiting(channel, name) == (9 - 4 if each else 9 - 2), "the limit", 10)
+    wait_for_messages(9 - 4 if each else 9 - 2, channel, name)
 
 
 def test_the_broker_gives_up_after_two_or_three_heartbeats_in_silence(broker):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from broker import wait_until
-from conftest import received, waiting
+from conftest import received, wait_for_messages, waiting
 from end import ROOT, End
 
 RABBITS = [f"'兔子{i}'" for i in range(10)]
@@ -60,7 +60,7 @@ def test_auto_ack_loses_what_a_killed_consumer_had_received_but_not_handled(star
     doomed = start("simple/consumer.py").ready()
     doomed.process.send_signal(signal.SIGSTOP)  # its socket goes on receiving; the script does not
     start("simple/producer.py").end()
-    wait_until(lambda: waiting(channel, "hello") == 0, "the queue empty")
+    wait_for_messages(0, channel, "hello")
     doomed.kill()
     assert received(doomed) == []
     next_one = start("simple/consumer.py").ready()

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from broker import wait_until
-from conftest import received, waiting
+from conftest import received, wait_for_messages, waiting
 from end import ROOT, End
 
 
@@ -103,7 +102,7 @@ def test_work_that_fails_ends_the_worker_and_the_task_stays(start, channel, tmp_
     assert worker.end() == 1
     (line,) = worker.errors
     assert line.startswith(" [!] Not done, 'read it': FileNotFoundError(")
-    wait_until(lambda: waiting(channel, "task_queue") == 1, "the task to be back", 10)
+    wait_for_messages(1, channel, "task_queue")
 
 
 def test_a_full_disk_is_no_lost_broker(start, broker, channel):
@@ -115,7 +114,7 @@ def test_a_full_disk_is_no_lost_broker(start, broker, channel):
     assert done.returncode == 1
     assert b"No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr
-    assert waiting(channel, "task_queue") == 1
+    wait_for_messages(1, channel, "task_queue")
 
 
 def test_a_busy_worker_does_not_hold_up_the_others(start):
@@ -145,7 +144,7 @@ def test_a_signal_in_mid_task_ends_with_that_task_done_and_acknowledged(start, c
     worker.wait_for("Received")
     assert worker.stop(number) == 0
     assert done(worker) == ["'in hand..'"]
-    assert waiting(channel, "task_queue") == 1
+    wait_for_messages(1, channel, "task_queue")
     assert channel.basic_get("task_queue", auto_ack=True)[2] == b"not mine"
 
 
@@ -162,7 +161,7 @@ def test_a_task_that_the_broker_refuses_is_not_called_sent(start, broker, channe
     (complaint,) = producer.errors
     number = len(producer.lines)
     assert complaint.startswith(f" [!] Not sent, 'task {number}' and {8 - number} more: NackError")
-    assert waiting(channel, "task_queue") == 1 + number
+    wait_for_messages(1 + number, channel, "task_queue")
 
 
 def test_a_worker_whose_queue_is_deleted_says_so(start, channel):
