@@ -81,8 +81,15 @@ def log_until_now(broker) -> str:
     parameters = pika.URLParameters(broker.url)
     parameters.client_properties = {"connection_name": name}
     pika.BlockingConnection(parameters).close()
-    wait_until(lambda: name in broker.log(), "the marker in the log", 10)
-    return broker.log().split(name)[0]
+    log = ""
+
+    def logged() -> bool:
+        nonlocal log
+        log = broker.log()
+        return name in log
+
+    wait_until(logged, "the marker in the log", 10)
+    return log.split(name)[0]
 
 
 @pytest.mark.parametrize("lesson", RUNS)

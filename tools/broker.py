@@ -10,6 +10,7 @@ UI_PORT choose other ports than 5672 and 15672. It needs the standard library al
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -148,7 +149,7 @@ class Broker:
         self.stop()
         self.start()
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         return self.ctl("version").strip()
 
