@@ -7,7 +7,7 @@ import threading
 
 import pika
 import pytest
-from broker import listens, run, uses_docker
+from broker import run, uses_docker
 
 # All but work_queue, whose tasks take their time; `make demo` and test_work_queue.py run it.
 LESSONS = [
@@ -95,7 +95,8 @@ def test_a_demo_that_is_stopped_leaves_nothing(start, tmp_path, number):
     project = project_of(port)
     demo.process.send_signal(number)
     assert demo.stop(number, timeout=60) == 130  # and once more, as the impatient do
-    assert not listens(port)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port))
     assert list(tmp_path.iterdir()) == []
     if project:
         for what in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -84,19 +85,15 @@ def speaks_amqp(port: int) -> bool:
     return answer == b"\x01"
 
 
-def listens(port: int) -> bool:
-    """Tell whether a port of localhost accepts connections, as RabbitMQ does once it is ready.
-
-    A connection that comes and goes without a word leaves no warning in RabbitMQ's log.
-    """
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        return True
-    return False
-
-
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """Return a port for a node, which the system gives to nobody else while the node is restarted.
+
+    Linux, macOS and Windows hand out ports above these to those who do not name one.
+    """
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Broker:
@@ -283,6 +280,8 @@ class NativeBroker(Broker):
             raise BrokerError(f"the node of {self.folder} is running already, on another port")
         self._configure()
         env = self._env()
+        log = self.folder / "rabbit.log"
+        earlier = len(log.read_bytes()) if log.exists() else 0
         output = self.folder / "output"
         with output.open("ab") as file:
             process = subprocess.Popen(
@@ -298,10 +297,12 @@ class NativeBroker(Broker):
         def ready() -> bool:
             if process.poll() is not None:
                 raise BrokerError(f"rabbitmq-server did not start:\n{output.read_text()[-2000:]}")
-            return listens(self.port)
+            # A port that somebody else has taken meanwhile would listen, too.
+            said = log.read_bytes()[earlier:] if log.exists() else b""
+            return f"started TCP listener on 127.0.0.1:{self.port}\n".encode() in said
 
         try:
-            wait_until(ready, "rabbitmq-server's first answer")
+            wait_until(ready, "rabbitmq-server's listener")
         except BaseException:
             self.kill()
             raise
