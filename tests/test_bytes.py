@@ -12,11 +12,6 @@ BODIES = {
 }
 
 
-@pytest.fixture(params=BODIES.values(), ids=BODIES.keys())
-def body(request):
-    return request.param
-
-
 def shown(body: bytes) -> str:
     return repr(body.decode(errors="replace"))
 
@@ -32,27 +27,30 @@ def shown(body: bytes) -> str:
     ],
 )
 def test_a_consumer_shows_any_body_and_goes_on(
-    start, channel, script, exchange, routing_key, prefix, body
+    start, channel, script, exchange, routing_key, prefix
 ):
     consumer = start(script).ready()
-    channel.basic_publish(exchange, routing_key, body)
-    channel.basic_publish(exchange, routing_key, b"next")
-    consumer.wait_for("Received", times=2)
-    assert received(consumer) == [prefix + shown(body), f"{prefix}'next'"]
+    bodies = [*BODIES.values(), b"next"]
+    for body in bodies:
+        channel.basic_publish(exchange, routing_key, body)
+    consumer.wait_for("Received", times=len(bodies))
+    assert received(consumer) == [prefix + shown(body) for body in bodies]
     assert consumer.stop() == 0
     assert consumer.errors == []
 
 
-def test_the_rpc_server_refuses_any_body_and_goes_on(start, channel, body):
+def test_the_rpc_server_refuses_any_body_and_goes_on(start, channel):
     server = start("rpc/consumer.py").ready()
-    channel.basic_publish("", "rpc_queue", body)
-    channel.basic_publish("", "rpc_queue", b"10")
+    for body in [*BODIES.values(), b"10"]:
+        channel.basic_publish("", "rpc_queue", body)
     server.wait_for("fib(10)")
-    assert server.lines[1:] == [f" [!] Refused {shown(body)}", " [.] fib(10)"]
+    refused = [f" [!] Refused {shown(body)}" for body in BODIES.values()]
+    assert server.lines[1:] == [*refused, " [.] fib(10)"]
     assert server.stop() == 0
     assert server.errors == []
 
 
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 @pytest.mark.parametrize(
     ("script", "arguments", "exchange", "suffix"),
     [
