@@ -56,6 +56,16 @@ def test_a_bad_request_is_refused_and_the_server_lives_on(start, bad):
     assert server.errors == []
 
 
+def test_what_has_been_answered_is_not_handed_out_again(start):
+    server = start("rpc/consumer.py").ready()
+    assert start("rpc/producer.py", "10", "abc").end() == 1
+    assert server.stop() == 0
+    next_one = start("rpc/consumer.py").ready()
+    assert start("rpc/producer.py", "11").end() == 0
+    assert next_one.stop() == 0
+    assert next_one.lines[1:] == [" [.] fib(11)"]
+
+
 def test_with_no_server_ever_there_it_says_so_at_once(start):
     client = start("rpc/producer.py", "1", "2", "--timeout", "60")
     assert client.end() == 1
