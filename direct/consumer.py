@@ -1,91 +1,78 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pika>=1.3"]
+# dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Direct: get the messages that carry one of the routing keys that you name.
+"""Direct: get the messages of the severities that you name.
 
-                                              +--error----------------> [ a queue ] ---> consumer.py
-    producer.py ---> ( exchange direct_logs ) +--info, warning, error-> [ a queue ] ---> consumer.py
+    producer.py --> (exchange "direct_logs") --error--> [queue] --> consumer.py
 
-    python direct/consumer.py                info, warning and error
-    python direct/consumer.py error          error alone
+    python direct/consumer.py                  info, warning and error
+    python direct/consumer.py error            only error
 
-AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+Start both in two terminals, then run producer.py in a third.
 """
 
 import os
-import re
-import signal
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
-
-def nodes():
-    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
-    try:
-        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
-            raise ValueError
-        return [pika.URLParameters(url) for url in urls]
-    except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
-
-
-def routing_key(text):
-    """Return text if it can be a routing key: AMQP allows 255 bytes of UTF-8 and no more."""
-    if len(text.encode()) > 255:
-        raise ValueError
-    return text
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    severities = ["info", "warning", "error"]
-    parser.add_argument("severity", nargs="*", type=routing_key, default=severities)
+    parser = ArgumentParser(description="Receive the messages of some severities.")
+    names = ["info", "warning", "error"]
+    parser.add_argument("severity", nargs="*", default=names, help="default: all 3")
     severities = parser.parse_args().severity
 
-    with pika.BlockingConnection(nodes()) as connection:
-        channel = connection.channel()
-        channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
-        queue = channel.queue_declare(queue="", exclusive=True).method.queue
+    connection = connect()
+    channel = connection.channel()
 
-        # A queue may have many bindings, and many queues may have the same: a message goes once to
-        # every queue that is bound with its routing key.
-        for severity in severities:
-            channel.queue_bind(queue=queue, exchange="direct_logs", routing_key=severity)
+    # A direct exchange routes a message to the queues that are bound with exactly
+    # the message's routing key.
+    channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
 
-        def on_message(channel, method, properties, body):
-            # A message can carry other keys than that of its binding (in the header CC): any text.
-            severity = repr(method.routing_key)[1:-1]
-            print(f" [x] Received {severity}: {body.decode(errors='replace')!r}")
+    # Create a queue for this process. The broker makes up its name, and deletes it
+    # (exclusive) when our connection closes.
+    result = channel.queue_declare(queue="", exclusive=True)
+    queue = result.method.queue
 
-        channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+    # Bind the queue once for each severity. Here, routing_key is the binding's key.
+    for severity in severities:
+        channel.queue_bind(queue=queue, exchange="direct_logs", routing_key=severity)
 
-        print(" [*] Waiting for messages. To exit press CTRL+C")
-        channel.start_consuming()
-        sys.exit(f" [!] The queue {queue} was deleted. Start again to declare another.")
+    def on_message(channel, method, properties, body):
+        severity = repr(method.routing_key)[1:-1]
+        print(f" [x] Received {severity}: {body.decode(errors='replace')!r}")
+
+    channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
+    channel.start_consuming()
+    sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
 
-# From here on it is alike in every lesson: how a consumer ends.
+# The same in every consumer: connecting, Ctrl+C, and the broker's errors in one line.
+def connect():
+    try:
+        parameters = pika.URLParameters(AMQP_URL)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        hint = "Is it running? Are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+
 if __name__ == "__main__":
-    if sys.stdout:  # which is None if it is closed
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
-        os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
-        if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
-        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")

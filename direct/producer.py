@@ -1,87 +1,76 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pika>=1.3"]
+# dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Direct: a message goes to the queues that are bound with exactly its routing key.
+"""Direct: publish a message to the consumers that want its severity.
 
-                                              +--error----------------> [ a queue ] ---> consumer.py
-    producer.py ---> ( exchange direct_logs ) +--info, warning, error-> [ a queue ] ---> consumer.py
+    producer.py --> (exchange "direct_logs") --error--> [queue] --> consumer.py
 
-    python direct/producer.py                        sends 'Hello World!' with the routing key info
+    python direct/producer.py                     sends 'Hello World!' as info
     python direct/producer.py error 'Disk full'
 
-AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+Start a consumer for that severity first: an exchange doesn't store messages.
 """
 
 import os
-import re
-import signal
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
-
-def nodes():
-    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
-    try:
-        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
-            raise ValueError
-        return [pika.URLParameters(url) for url in urls]
-    except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
-
-
-def routing_key(text):
-    """Return text if it can be a routing key: AMQP allows 255 bytes of UTF-8 and no more."""
-    if len(text.encode()) > 255:
-        raise ValueError
-    return text
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("severity", nargs="?", type=routing_key, default="info")
-    parser.add_argument("message", nargs="?", default="Hello World!")
+    parser = ArgumentParser(description="Publish a message with a severity.")
+    parser.add_argument("severity", nargs="?", default="info", help="default: info")
+    parser.add_argument("message", nargs="?", default="Hello World!", help="any text")
     arguments = parser.parse_args()
-    severity, message = arguments.severity, arguments.message
 
-    with pika.BlockingConnection(nodes()) as connection:
-        channel = connection.channel()
-        channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
-        channel.confirm_delivery()
-        try:
-            # A direct exchange compares the routing key with those of its bindings, to the letter.
-            channel.basic_publish(
-                exchange="direct_logs",
-                routing_key=severity,
-                body=message.encode(errors="surrogateescape"),
-                mandatory=True,
-            )
-        except pika.exceptions.UnroutableError:
-            sys.exit(f" [!] Nobody got {message!r}: no queue is bound with the key {severity!r}")
+    connection = connect()
+    channel = connection.channel()
 
-        print(f" [x] Sent {severity!r}: {message!r}")
+    # A direct exchange routes a message to the queues that are bound with exactly
+    # the message's routing key.
+    channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
+
+    # Publisher confirms: basic_publish now waits for the broker's answer. With
+    # mandatory, it raises UnroutableError if no queue is bound with this key.
+    channel.confirm_delivery()
+    try:
+        channel.basic_publish(
+            exchange="direct_logs",
+            routing_key=arguments.severity,
+            body=arguments.message.encode(errors="surrogateescape"),
+            mandatory=True,
+        )
+    except pika.exceptions.UnroutableError:
+        key = arguments.severity
+        sys.exit(f" [!] Not delivered: no queue is bound with {key!r}.")
+    connection.close()
+    print(f" [x] Sent {arguments.severity!r}: {arguments.message!r}")
 
 
-# From here on it is alike in every lesson: how a producer ends.
+# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
+def connect():
+    try:
+        parameters = pika.URLParameters(AMQP_URL)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        hint = "Is it running? Are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+
 if __name__ == "__main__":
-    if sys.stdout:  # which is None if it is closed
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # at once: it may be in the middle of a message
-        signal.signal(number, lambda *_: os._exit(0))
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
-    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
-        os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
-        if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
-        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")

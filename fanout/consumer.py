@@ -1,81 +1,71 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pika>=1.3"]
+# dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Fanout: get a copy of every message, from now on.
+"""Fanout: every consumer gets its own copy of every message.
 
-    producer.py ---> ( exchange logs, fanout ) -+-> [ a queue of its own ] ---> consumer.py
-                                                +-> [ a queue of its own ] ---> consumer.py
+    producer.py --> (exchange "logs") -+-> [queue] --> consumer.py
+                                       +-> [queue] --> consumer.py
 
-    python fanout/consumer.py        start it in two terminals: both print everything
+    python fanout/consumer.py
 
-AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+Start it in two terminals, then run producer.py in a third. Both print the message.
 """
 
 import os
-import re
-import signal
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
-
-def nodes():
-    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
-    try:
-        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
-            raise ValueError
-        return [pika.URLParameters(url) for url in urls]
-    except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.parse_args()
+    connection = connect()
+    channel = connection.channel()
 
-    with pika.BlockingConnection(nodes()) as connection:
-        channel = connection.channel()
-        channel.exchange_declare(exchange="logs", exchange_type="fanout")
+    # A fanout exchange copies each message to every queue that's bound to it. Both
+    # scripts declare the exchange, because neither can use it before it exists.
+    channel.exchange_declare(exchange="logs", exchange_type="fanout")
 
-        # A queue for this process alone: queue="" has the broker make up a name and return it, and
-        # exclusive keeps other connections out, and has the queue deleted along with this one.
-        result = channel.queue_declare(queue="", exclusive=True)
-        queue = result.method.queue
+    # Create a queue for this process. The broker makes up its name, and deletes it
+    # (exclusive) when our connection closes.
+    result = channel.queue_declare(queue="", exclusive=True)
+    queue = result.method.queue
 
-        # The binding tells the exchange of the queue. What was published before it is not for us.
-        channel.queue_bind(queue=queue, exchange="logs")
+    # Bind the queue to the exchange. We get what's published from now on.
+    channel.queue_bind(queue=queue, exchange="logs")
 
-        def on_message(channel, method, properties, body):
-            print(f" [x] Received {body.decode(errors='replace')!r}")
+    def on_message(channel, method, properties, body):
+        print(f" [x] Received {body.decode(errors='replace')!r}")
 
-        channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+    # auto_ack is fine here: the queue and its messages disappear with us anyway.
+    channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
+    channel.start_consuming()
+    sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
-        print(" [*] Waiting for messages. To exit press CTRL+C")
-        channel.start_consuming()
-        sys.exit(f" [!] The queue {queue} was deleted. Start again to declare another.")
+
+# The same in every consumer: connecting, Ctrl+C, and the broker's errors in one line.
+def connect():
+    try:
+        parameters = pika.URLParameters(AMQP_URL)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        hint = "Is it running? Are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 
-# From here on it is alike in every lesson: how a consumer ends.
 if __name__ == "__main__":
-    if sys.stdout:  # which is None if it is closed
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl+C does
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
-        os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
-        if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
-        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")

@@ -1,129 +1,117 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pika>=1.3"]
+# dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""RPC: ask a question over the broker, and get the answer.
+"""RPC client: ask a server for Fibonacci numbers, and wait for its answers.
 
-    producer.py --"rpc_queue"--> (default exchange) ---> [ queue rpc_queue ] ---> consumer.py
-    producer.py <--- amq.rabbitmq.reply-to <--- (default exchange) <--"reply_to"--- consumer.py
+    producer.py --> (default exchange) --> [queue "rpc_queue"] --> consumer.py
+        ^                                                              |
+        +------- amq.rabbitmq.reply-to <-- (default exchange) <--------+
 
-    python rpc/producer.py                    asks for fib(30)
-    python rpc/producer.py 10 20 30           all at once; answers are matched by correlation_id
+    python rpc/producer.py                 asks for fib(30)
+    python rpc/producer.py 10 20 30        sends three requests, then waits for answers
 
-Says so, and ends with 1, if a request is refused or has no answer after --timeout seconds.
-AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+Start the server, consumer.py, first.
 """
 
 import os
-import re
-import signal
 import sys
 import time
 import uuid
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
 
-
-def nodes():
-    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
-    try:
-        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
-            raise ValueError
-        return [pika.URLParameters(url) for url in urls]
-    except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("n", nargs="*", default=["30"])
-    parser.add_argument("--timeout", type=int, default=10, metavar="SECONDS")
+    parser = ArgumentParser(description="Ask an RPC server for Fibonacci numbers.")
+    parser.add_argument("n", nargs="*", default=["30"], help="from 0 to 9999")
+    parser.add_argument("--timeout", type=float, default=10, help="limit in seconds")
     arguments = parser.parse_args()
-    if not 1 <= arguments.timeout <= 3600:
-        parser.error("--timeout: from 1 to 3600 seconds")
-    waiting = {str(uuid.uuid4()): n for n in arguments.n}
+    if arguments.timeout <= 0:
+        parser.error("--timeout must be more than 0")
+    deadline = time.monotonic() + arguments.timeout
+
+    connection = connect(arguments.timeout)
+    channel = connection.channel()
+    pending = {}  # the requests that have no answer yet, by correlation_id
     failed = []
 
-    def on_reply(channel, method, properties, body):
-        n = waiting.pop(properties.correlation_id, None)
-        text = body.decode(errors="replace")
+    def on_answer(channel, method, properties, body):
+        # Ignore a second answer: a server that crashed might have sent the first.
+        n = pending.pop(properties.correlation_id, None)
         if n is None:
-            print(f" [?] Ignored an answer to nothing that we asked: {text!r}")
-        elif properties.type == "error" or not body.isdigit():
-            failed.append(f"fib({n}) was refused: {text!r}")
+            return
+        if body.isdigit():
+            print(f" [.] Got fib({n}) = {body.decode()}")
         else:
-            print(f" [.] Got fib({n}) = {text}")
+            failed.append(n)
+            print(f" [!] fib({n}): {body.decode(errors='replace')!r}", file=sys.stderr)
+        if not pending:
+            channel.stop_consuming()
 
+    # Direct reply-to: not a queue, but a name under which the broker passes answers
+    # straight to this channel. We consume from it before we send the first request.
+    reply_to = "amq.rabbitmq.reply-to"
+    channel.basic_consume(queue=reply_to, on_message_callback=on_answer, auto_ack=True)
+
+    # The queue doesn't exist until a server has run. Then, a request comes back here.
     def on_return(channel, method, properties, body):
-        n = waiting.pop(properties.correlation_id)
-        failed.append(f"fib({n}) reached no server: there is no queue rpc_queue")
+        sys.exit(" [!] Not delivered: no queue 'rpc_queue'. Start consumer.py first.")
 
-    parameters = nodes()
-    for node in parameters:
-        # A broker short of memory or disk has those who publish wait for as long as that lasts.
-        node.blocked_connection_timeout = arguments.timeout
+    channel.add_on_return_callback(on_return)
 
-    with pika.BlockingConnection(parameters) as connection:
-        channel = connection.channel()
-
-        # Direct reply-to: amq.rabbitmq.reply-to is not a queue but a name for the way back to this
-        # channel. One has to consume from it, without acknowledgement, before the first request.
-        channel.basic_consume(
-            queue="amq.rabbitmq.reply-to", on_message_callback=on_reply, auto_ack=True
+    for n in arguments.n:
+        correlation_id = str(uuid.uuid4())
+        pending[correlation_id] = n
+        print(f" [x] Requesting fib({n})")
+        channel.basic_publish(
+            exchange="",
+            routing_key="rpc_queue",
+            body=n.encode(errors="surrogateescape"),
+            properties=pika.BasicProperties(
+                reply_to=reply_to,  # where the server sends the answer
+                correlation_id=correlation_id,  # which request the answer is for
+                # Milliseconds. The broker drops a request that no server took by then.
+                expiration=str(int(arguments.timeout * 1000)),
+            ),
+            mandatory=True,  # return it if the queue doesn't exist
         )
-        channel.add_on_return_callback(on_return)
 
-        # All requests are in flight before the first answer. reply_to says where an answer is to
-        # go; correlation_id comes back in it, and says which request it is for. A request older
-        # than its expiration, in milliseconds, is dropped instead of delivered: nobody waits for it
-        # any more. mandatory: if there is no such queue, it comes back, to on_return.
-        for correlation_id, n in list(waiting.items()):
-            print(f" [x] Requesting fib({n})")
-            channel.basic_publish(
-                exchange="",
-                routing_key="rpc_queue",
-                body=n.encode(errors="surrogateescape"),
-                properties=pika.BasicProperties(
-                    reply_to="amq.rabbitmq.reply-to",
-                    correlation_id=correlation_id,
-                    expiration=str(arguments.timeout * 1000),
-                ),
-                mandatory=True,
-            )
+    # An answer can get lost, so never wait without a limit.
+    def on_timeout():
+        numbers = ", ".join(f"fib({n})" for n in pending.values())
+        sys.exit(f" [!] No answer in {arguments.timeout:g} s: {numbers}")
 
-        deadline = time.monotonic() + arguments.timeout
-        while waiting and channel.is_open and (left := deadline - time.monotonic()) > 0:
-            connection.process_data_events(time_limit=left)
-
-        # Said before the connection is closed, which may take long if the broker is the reason.
-        reason = f"had no answer in {arguments.timeout} s"
-        if not channel.is_open:
-            reason = "was refused by the broker, whose log says why"
-        failed += [f"fib({n}) {reason}" for n in waiting.values()]
-        for line in failed:
-            print(f" [!] {line}", file=sys.stderr)
+    connection.call_later(max(0, deadline - time.monotonic()), on_timeout)
+    channel.start_consuming()
+    connection.close()
     sys.exit(1 if failed else 0)
 
 
-# From here on it is alike in every lesson: how a producer ends.
+# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
+def connect(timeout):
+    try:
+        parameters = pika.URLParameters(AMQP_URL)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    parameters.socket_timeout = parameters.stack_timeout = timeout
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        hint = "Is it running? Are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+
 if __name__ == "__main__":
-    if sys.stdout:  # which is None if it is closed
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # at once: it may be in the middle of a message
-        signal.signal(number, lambda *_: os._exit(0))
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
-    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
-        os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
-        if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
-        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")

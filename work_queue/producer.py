@@ -1,55 +1,40 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["pika>=1.3"]
+# dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Work queue: hand out tasks that, once sent, survive crashes of the worker and of the broker.
+"""Work queue: send tasks that survive a crash of the worker and of the broker.
 
-    producer.py --"task_queue"--> (default exchange) ---> [ queue task_queue ] -+-> consumer.py
-                                                                                +-> consumer.py
-    python work_queue/producer.py                         five tasks
-    python work_queue/producer.py 'Resize.' 'Encode...'   two: a second of work for each dot
+    producer.py --> (default exchange) --> [queue "task_queue"] -+-> consumer.py
+                                                                 +-> consumer.py
 
-It says "Sent" of what the broker has confirmed; if the broker goes away, it tries again a while.
-AMQP_URL says where the broker is: amqp://guest:guest@localhost:5672/%2F unless set.
+    python work_queue/producer.py                           sends four tasks
+    python work_queue/producer.py 'Resize.' 'Encode...'     a second of work per dot
+
+It prints 'Sent' once the broker has confirmed a task.
 """
 
+import itertools
 import os
-import re
 import signal
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from socket import gaierror
-from ssl import SSLError
+from argparse import ArgumentParser
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # which is no AMQPError
-from pika.exceptions import AMQPConnectionError
 
-TASKS = ["First task.", "Second task..", "Third task...", "Fourth task....", "Fifth task....."]
+# One broker, or the nodes of a cluster, separated by commas.
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
-
-def nodes():
-    """Return the broker's address from AMQP_URL, or several, which pika tries in order."""
-    urls = (os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F").split(",")
-    try:
-        # Stricter than pika, which may take what is before a / ? or # in a password for the port.
-        form = "amqps?://([^/?#@]*@)?[^/?#@]+(/[^/?#@]*)?([?][^@]*)?"
-        if not all(re.fullmatch(form, url) and url.encode() for url in urls):
-            raise ValueError
-        return [pika.URLParameters(url) for url in urls]
-    except Exception:  # unnamed: its text may quote the password
-        sys.exit(" [!] AMQP_URL: not of the form amqp://user:password@host:5672/%2F (/?#@, as %XX)")
+TASKS = ["First task.", "Second task..", "Third task...", "Fourth task...."]
 
 
 def publish(connection, tasks):
-    """Send the tasks in turn, and take each off the list when the broker has confirmed it."""
     channel = connection.channel()
-    channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
+    quorum = {"x-queue-type": "quorum"}
+    channel.queue_declare(queue="task_queue", durable=True, arguments=quorum)
 
-    # Publisher confirms: from here on, basic_publish returns only when the broker has confirmed the
-    # message. For one in a quorum queue, that is when it is on disk; in a cluster, on those of a
-    # majority of the queue's nodes.
+    # Publisher confirms: basic_publish now returns only when the broker has stored the
+    # message on disk, or raises an exception.
     channel.confirm_delivery()
 
     while tasks:
@@ -57,54 +42,69 @@ def publish(connection, tasks):
             exchange="",
             routing_key="task_queue",
             body=tasks[0].encode(errors="surrogateescape"),
-            # Delivery mode 2: the message outlives a restart of the broker. A quorum queue keeps
-            # every message over a restart, a classic queue only those that say so.
+            # The message survives a broker restart. A quorum queue keeps every message,
+            # a classic queue only persistent ones.
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            # Without it, the broker drops what it can route to no queue, and confirms it too.
+            # Without mandatory, the broker drops an unroutable message and confirms it.
             mandatory=True,
         )
+
+        # Take a task off the list only after its confirm. If we lose the connection
+        # before that, we send it again: it might run twice, but it isn't lost.
         print(f" [x] Sent {tasks.pop(0)!r}")
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("task", nargs="*", default=TASKS)
+    parser = ArgumentParser(description="Send tasks to the queue 'task_queue'.")
+    parser.add_argument("task", nargs="*", default=TASKS, help="a second for each dot")
     tasks = parser.parse_args().task
-    tries = 0
-    while tasks:
-        try:
-            with pika.BlockingConnection(nodes()) as connection:
-                tries = 30
+    nodes = [parameters(url) for url in AMQP_URL.split(",")]
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        for node in itertools.cycle(nodes):
+            try:
+                connection = connect(node)
                 publish(connection, tasks)
-        except (pika.exceptions.UnroutableError, pika.exceptions.NackError) as error:
-            sys.exit(f" [!] Not sent, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
-        # Not any OSError: a full disk is one too.
-        except (AMQPConnectionError, AMQPConnectorException, gaierror, SSLError) as error:
-            # A task may have arrived although its confirm did not. Sent again, it may be done
-            # twice; not sent again, it may be lost.
-            if not tries:
-                raise
-            tries -= 1
-            if not tries:
-                sys.exit(f" [!] Not confirmed, {tasks[0]!r} and {len(tasks) - 1} more: {error!r}")
-            print(f" [!] Lost the broker: {error!r}. Trying again.", file=sys.stderr)
-            time.sleep(1)
+                return connection.close()
+            except pika.exceptions.AMQPConnectionError as error:
+                retry(node, error)
+    finally:
+        if tasks:
+            rest = f"{tasks[0]!r} and {len(tasks) - 1} more"
+            print(f" [!] Not confirmed: {rest}", file=sys.stderr)
 
 
-# From here on it is alike in every lesson: how a producer ends.
+# The same in every script that reconnects: connecting, and errors in one line.
+def parameters(url):
+    try:
+        return pika.URLParameters(url)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+
+
+def connect(node):
+    try:
+        return pika.BlockingConnection(node)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        raise pika.exceptions.AMQPConnectionError(error) from error
+
+
+def retry(node, error):
+    """Print why there's no connection, and wait a second. Exit if that can't help."""
+    line = f" [!] RabbitMQ at {node.host}:{node.port}: {error!r}."
+    if "ACCESS_REFUSED" in line or "NOT_ALLOWED" in line:
+        sys.exit(f"{line} Are user, password and vhost right?")
+    print(f"{line} Retrying.", file=sys.stderr)
+    time.sleep(1)
+
+
 if __name__ == "__main__":
-    if sys.stdout:  # which is None if it is closed
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # at once: it may be in the middle of a message
-        signal.signal(number, lambda *_: os._exit(0))
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
-    except BrokenPipeError:  # whoever read the output is gone, as in `| head -1`
-        os._exit(1)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        broker = ", ".join(f"{node.host}:{node.port}" for node in nodes())
-        hint = "has RabbitMQ started there, and does AMQP_URL name host, user and vhost rightly?"
-        if isinstance(error, pika.exceptions.AMQPChannelError):
-            hint = "delete that queue or exchange, get permission for it, or use another vhost"
-        print(f" [!] {broker}: {error!r}: {hint}", file=sys.stderr)
-        os._exit(1)  # sys.exit would try once more to write what a full disk has not taken
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")
