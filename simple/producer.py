@@ -49,7 +49,9 @@ def main():
         body = f"{arguments.text}{i}".encode(errors="surrogateescape")  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
-    # Wait until the broker has read what we sent, then disconnect.
+    # Wait until the broker has handled what we sent. If it refused something, such as
+    # a message over its size limit, this raises the reason.
+    channel.close()
     connection.close()
 
     # Sent isn't received: here, the broker confirms nothing. See work_queue for that.
