@@ -1,112 +1,105 @@
-"""A broker for the whole run, and processes and queues that do not outlive their test."""
+"""A broker for the whole run. Processes, queues and exchanges don't outlive their test."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pika
 import pytest
-from broker import Broker, private, wait_until
-from end import End
+from broker import Broker, temporary_broker, wait_until
+from lessons import LESSONS
+from pika.adapters.blocking_connection import BlockingChannel
+from script import ScriptProcess
 
-QUEUES = ["hello", "task_queue", "rpc_queue", "confirms", "orders", "dead_orders"]
-EXCHANGES = ["logs", "direct_logs", "topic_logs", "dead_letters"]
 
-
-class Foreign(Broker):
-    """The broker that AMQP_URL names: the tests may talk to it, and do nothing else to it."""
-
-    kind = "yours"
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __getattribute__(self, name: str):
-        if name in {"start", "stop", "kill", "restart", "ctl", "log", "version"}:
-            pytest.skip(f"{name} needs a broker of the tests' own: unset AMQP_URL")
-        return super().__getattribute__(name)
+def pytest_configure() -> None:
+    """Clean up after SIGTERM, and after SIGHUP from a closed terminal."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
-    """A broker that the tests have started, or the one that AMQP_URL names."""
-    if url := os.environ.get("AMQP_URL"):
-        yield Foreign(url)
-        return
-    with private() as broker:
+    """A broker that only this test process uses, whatever AMQP_URL is."""
+    with temporary_broker() as broker:
         yield broker
-        left = broker.ctl("list_queues", "--silent", "name")
-    assert not left.split(), f"queues left behind: {left}"
+        remaining = broker.ctl("list_queues", "--silent", "name").split()
+    assert not remaining, f"The tests left these queues behind: {remaining}"
 
 
 @pytest.fixture
-def channel(broker: Broker) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
-    """A channel of the test's own, to see what is in a queue, or to play the other end."""
+def channel(broker: Broker) -> Iterator[BlockingChannel]:
+    """A channel for the test itself, to look into queues or to act as a client."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         yield connection.channel()
 
 
-@pytest.fixture
-def report(record_property) -> Callable[[str], None]:
-    """report("5 kills, 0 lost") has that line printed in the summary of the run."""
-    return lambda line: record_property("report", line)
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    for done in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, line in done.user_properties:
-            if name == "report" and done.when == "call":
-                terminalreporter.write_line(f"{done.nodeid.split('::')[-1]}: {line}")
-
-
-def pytest_collection_modifyitems(items) -> None:
-    """What waits in vain for a message that nobody had confirmed is tried once more."""
-    for item in items:
-        if item.get_closest_marker("unconfirmed"):
-            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun="not within"))
-
-
 @contextlib.contextmanager
-def starting(broker: Broker) -> Iterator[Callable[..., End]]:
-    """Yield what starts scripts; in the end kill them, and delete what they declared."""
-    ends: list[End] = []
+def starting(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
+    """Yield a function that starts scripts. Afterwards kill them and delete queues."""
+    processes: list[ScriptProcess] = []
 
-    def start(script: str, *arguments: str | bytes, url: str = broker.url, **options) -> End:
-        ends.append(End(script, *arguments, url=url, **options))
-        return ends[-1]
+    def start(script: str, *arguments: str | bytes, **options) -> ScriptProcess:
+        process = ScriptProcess(script, *arguments, **{"url": broker.url} | options)
+        processes.append(process)
+        return process
 
     try:
         yield start
     finally:
-        for end in ends:
-            end.kill()
+        for process in processes:
+            process.kill()
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
             channel = connection.channel()
-            for queue in QUEUES:
-                channel.queue_delete(queue)
-            for exchange in EXCHANGES:
-                channel.exchange_delete(exchange)
+            for lesson in LESSONS.values():
+                for queue in lesson.queues:
+                    channel.queue_delete(queue)
+                for exchange in lesson.exchanges:
+                    channel.exchange_delete(exchange)
 
 
 @pytest.fixture
-def start(broker: Broker) -> Iterator[Callable[..., End]]:
-    """start("fanout/producer.py", "Hello") starts a script and returns its End, of tools/end.py."""
+def start(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
+    """start("fanout/producer.py", "Hello") starts a script. See tools/script.py."""
     with starting(broker) as start:
         yield start
 
 
-def received(end: End) -> list[str]:
-    """Return the messages that a consumer says it has received, as it shows them."""
-    return [line.split("Received ", 1)[1] for line in end.lines if " [x] Received " in line]
+@pytest.fixture
+def report(record_property) -> Callable[[str], None]:
+    """report("5 kills, 0 lost") prints that line in the summary of the run."""
+    return lambda line: record_property("report", line)
 
 
-def waiting(channel, queue: str) -> int:
-    """Return how many messages are in a queue and with no consumer yet; none if it is not there."""
+def pytest_terminal_summary(terminalreporter) -> None:
+    for outcome in ("passed", "failed"):
+        for test in terminalreporter.getreports(outcome):
+            for name, line in test.user_properties:
+                if name == "report" and test.when == "call":
+                    test_name = test.nodeid.split("::")[-1]
+                    terminalreporter.write_line(f"{test_name}: {line}")
+
+
+def received(process: ScriptProcess) -> list[str]:
+    """Return the messages in a consumer's "[x] Received" lines, as it printed them."""
+    marker = " [x] Received "
+    return [line.split(marker, 1)[1] for line in process.output if marker in line]
+
+
+def message_count(channel: BlockingChannel, queue: str) -> int:
+    """Return how many messages in the queue aren't at a consumer.
+
+    Raises pika.exceptions.ChannelClosedByBroker if the queue doesn't exist.
+    """
     return channel.queue_declare(queue, passive=True).method.message_count
 
 
-def wait_for_messages(count: int, channel, queue: str) -> None:
-    """Wait until so many messages are in it: what a consumer leaves is back a moment later."""
-    wait_until(lambda: waiting(channel, queue) == count, f"{count} messages in {queue}", 20)
+def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> None:
+    """Wait up to 20 s, because the broker requeues and confirms after a moment.
+
+    Raises BrokerError after that.
+    """
+    description = f"{count} messages in {queue}"
+    wait_until(lambda: message_count(channel, queue) == count, description, 20)

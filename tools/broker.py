@@ -1,10 +1,10 @@
-"""Find a RabbitMQ for the lessons, or start one: in Docker, or as a node of this machine.
+"""Start a RabbitMQ broker for the lessons: in Docker, or as a node on this machine.
 
-    python3 tools/broker.py up        leave a broker on localhost:5672, unless one is there
-    python3 tools/broker.py down      stop the broker that `up` started; it keeps its messages
+    python3 tools/broker.py install    get what a broker needs, unless it's here already
+    python3 tools/broker.py run        run a broker on localhost:5672 until Ctrl+C
 
-BROKER=docker or BROKER=native chooses; else Docker is used if an engine answers. AMQP_PORT and
-UI_PORT choose other ports than 5672 and 15672. It needs the standard library alone.
+It uses Docker if an engine answers, and this machine's rabbitmq-server otherwise.
+BROKER=docker or BROKER=native chooses. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
+import random
+import re
 import shutil
 import signal
 import socket
@@ -22,108 +23,128 @@ import tempfile
 import time
 import uuid
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NODE_FOLDER = ROOT / ".broker"
-START_TIMEOUT = 120  # seconds: a first start on a slow laptop
-# Where Debian, Ubuntu, and Homebrew on both kinds of Mac put the programs themselves. Debian's
-# wrappers in /usr/sbin would run them as the user rabbitmq, on the files of the system's own node.
-NATIVE_FOLDERS = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+UNPACKED = CACHE / "rabbitmq-by-example"  # see unpack()
+SERVER = "usr/lib/rabbitmq/bin/rabbitmq-server"  # in Debian's package
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class BrokerError(Exception):
-    """No broker could be had; the message says why, and what to do about it."""
-
-
-def say(line: str) -> None:
-    print(f"broker: {line}", file=sys.stderr, flush=True)
+    """We can't provide a broker. The message is why, and what to do next."""
 
 
 def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) -> str:
-    """Return what a command prints. Raises BrokerError, with what it said, if it fails."""
-    done = subprocess.run(
+    """Run a command and return its standard output. The timeout is in seconds.
+
+    Raises BrokerError, with the command's error output, if it fails or times out.
+    """
+    with subprocess.Popen(
         command,
         env=env,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        start_new_session=True,  # Ctrl+C is for us: what cleans up has to go on
-    )
-    if done.returncode:
-        raise BrokerError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return done.stdout
+        errors="replace",
+        start_new_session=True,  # the user's Ctrl+C must not interrupt a clean-up
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException as error:
+            process.terminate()  # and wait until it has exited: it might clean up
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BrokerError(f"Not within {timeout} s: {' '.join(command)}") from None
+            raise
+    if process.returncode:
+        reason = errors.strip() or f"exit status {process.returncode}"
+        raise BrokerError(f"{' '.join(command)}: {reason}")
+    return output
 
 
-def wait_until(condition, what: str, timeout: float = START_TIMEOUT) -> None:
-    """Return once condition() is true. Raises BrokerError after timeout seconds."""
+def wait_until(
+    condition: Callable[[], object], description: str, timeout: float = 120
+) -> None:
+    """Check the condition every 50 ms until it's true.
+
+    Raises BrokerError, with the description, after the timeout (in seconds).
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise BrokerError(f"{what}: not within {timeout} s")
+            raise BrokerError(f"Not within {timeout} s: {description}")
         time.sleep(0.05)
 
 
-def speaks_amqp(port: int) -> bool:
-    """Tell whether something on localhost answers the header of AMQP 0-9-1 as a broker does.
+def answers(port: int) -> bool:
+    """Return whether a RabbitMQ on localhost accepts connections on that port.
 
-    Raises BrokerError if something else listens there. The answer is a method frame, whose first
-    octet is 1: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, 2.3.5.
+    A client begins with a protocol header, and the broker answers with a method that
+    contains its product name: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf,
+    4.2.2, and https://www.rabbitmq.com/docs/connections.
+
+    Raises BrokerError if something else listens there.
     """
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
-            probe.sendall(b"AMQP\x00\x00\x09\x01")
-            answer = probe.recv(1)
-    except ConnectionError:
-        return False
+        with socket.create_connection(("localhost", port), timeout=5) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            answer = connection.recv(4096)
     except TimeoutError:
-        answer = b"?"
-    if answer not in (b"\x01", b""):
-        raise BrokerError(f"something that is no RabbitMQ listens on port {port}: set AMQP_PORT")
-    return answer == b"\x01"
+        answer = b"nothing"
+    except OSError:
+        return False
+    if answer and b"RabbitMQ" not in answer:
+        raise BrokerError(
+            f"A program that isn't RabbitMQ listens on port {port}. Stop it, or set "
+            "AMQP_PORT to another port."
+        )
+    return bool(answer)
 
 
 def free_port() -> int:
-    """Return a port for a node, which the system gives to nobody else while the node is restarted.
+    """Return a free port below those that the system gives to programs that ask for any.
 
-    Linux, macOS and Windows hand out ports above these to those who do not name one.
+    So the port stays free while a broker restarts.
     """
     while True:
-        port = secrets.choice(range(20_000, 32_000))
+        port = random.randrange(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
 class Broker:
-    """A RabbitMQ node that this program controls. `url` is its AMQP_URL."""
+    """A RabbitMQ node that we control. Its methods raise BrokerError.
+
+    `url` is its AMQP_URL, `version` is RabbitMQ's, `kind` is how it runs.
+    """
 
     kind: str
 
-    def __init__(self, port: int, ui_port: int | None) -> None:
+    def __init__(self, port: int) -> None:
         self.port = port
-        self.ui_port = ui_port
         self.url = f"amqp://guest:guest@localhost:{port}/%2F"
 
     def start(self) -> None:
-        """Start the node, or start it again with the data that it had; return when it is ready."""
+        """Start the node, with the data it had, if any. Return once it's ready."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Shut the node down in good order. Its data stay."""
+        """Shut the node down as an administrator would. Keep its data."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """Kill the node with SIGKILL. Its data stay as they are at that moment."""
+        """Kill the node with SIGKILL. Keep its data as they are at that moment."""
         raise NotImplementedError
 
     def freeze(self) -> None:
-        """Stop the node's processes as they are: connections stay open, and nobody answers."""
+        """Suspend the node: connections stay open, and the broker doesn't respond."""
         raise NotImplementedError
 
     def thaw(self) -> None:
-        """Let a frozen node go on."""
+        """Resume the node after freeze()."""
         raise NotImplementedError
 
     def remove(self) -> None:
@@ -131,18 +152,15 @@ class Broker:
         raise NotImplementedError
 
     def ctl(self, *arguments: str) -> str:
-        """Return what `rabbitmqctl ARGUMENTS` prints (https://www.rabbitmq.com/docs/man/rabbitmqctl.8)."""
+        """Return what rabbitmqctl prints: https://www.rabbitmq.com/docs/man/rabbitmqctl.8"""
         raise NotImplementedError
 
     def log(self) -> str:
-        """Return the node's log since its data were made."""
-        raise NotImplementedError
-
-    def published(self) -> bool:
-        """Tell whether it is this node that listens on the port, and not another one."""
+        """Return the node's log."""
         raise NotImplementedError
 
     def restart(self) -> None:
+        """Stop the node and start it again."""
         self.stop()
         self.start()
 
@@ -152,33 +170,27 @@ class Broker:
 
 
 class DockerBroker(Broker):
-    """A service of docker-compose.yml, in a compose project of its own name."""
+    """A service of docker-compose.yml. The project's name separates it from others."""
 
     kind = "in Docker"
 
     def __init__(
-        self,
-        port: int,
-        ui_port: int | None,
-        project: str | None,
-        service: str = "rabbitmq",
-        env: dict[str, str] | None = None,
+        self, project: str, ports: dict[str, int], service: str = "rabbitmq"
     ) -> None:
-        super().__init__(port, ui_port)
+        """ports has a value for each variable in docker-compose.yml's ports."""
+        suffix = service.partition("-")[2]
+        super().__init__(ports[f"AMQP_PORT_{suffix}" if suffix else "AMQP_PORT"])
         self.service = service
-        self.env = os.environ | (env or {"AMQP_PORT": str(port), "UI_PORT": str(ui_port)})
-        self.command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
-        self.command += ["-p", project] if project else []
+        self._env = os.environ | {name: str(port) for name, port in ports.items()}
+        self._command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
+        self._command += ["-p", project, "--profile", "cluster"]
 
-    def compose(self, *arguments: str) -> str:
-        return run(*self.command, *arguments, env=self.env)
+    def compose(self, *arguments: str, timeout: float = 300) -> str:
+        return run(*self._command, *arguments, env=self._env, timeout=timeout)
 
     def start(self) -> None:
-        image = self.compose("config", "--images", self.service).split()[0]
-        if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
-            say(f"pulling {image}, once")
-            subprocess.run([*self.command, "pull", "-q"], env=self.env, check=False)
         self.compose("up", "-d", "--wait", self.service)
+        wait_until(lambda: answers(self.port), f"an answer on localhost:{self.port}")
 
     def stop(self) -> None:
         self.compose("stop", self.service)
@@ -193,322 +205,342 @@ class DockerBroker(Broker):
         self.compose("unpause", self.service)
 
     def remove(self) -> None:
-        self.compose("--profile", "*", "down", "-v", "-t", "0")
+        self.compose("down", "-v", "-t", "0")
 
     def ctl(self, *arguments: str) -> str:
         return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
-
-    def published(self) -> bool:
-        with contextlib.suppress(BrokerError):
-            return self.compose("port", self.service, "5672").strip().endswith(f":{self.port}")
-        return False
 
     def log(self) -> str:
         return self.compose("logs", "--no-log-prefix", "--no-color", self.service)
 
 
 class NativeBroker(Broker):
-    """A node of this machine's own rabbitmq-server, with all that it writes in one folder."""
+    """A node of this machine's rabbitmq-server.
 
-    kind = "a private node of this machine"
+    It keeps everything in one folder, reads nothing from /etc/rabbitmq, and listens
+    only on 127.0.0.1, as does Erlang's port mapper (epmd), which it runs itself.
+    The variables: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+    """
 
-    def __init__(self, port: int, ui_port: int | None, folder: Path) -> None:
-        super().__init__(port, ui_port)
-        self.programs = native_programs() or install()
+    kind = "as a private node on this machine"
+
+    def __init__(self, port: int, folder: Path, ui_port: int | None = None) -> None:
+        super().__init__(port)
         self.folder = folder
-        self.pid_file = folder / "pid"
-        self.ports = folder / "ports"
-
-    def _env(self) -> dict[str, str]:
-        epmd_port, distribution_port = self.ports.read_text().split()
-        return os.environ | {
-            "HOME": str(self.folder),  # where Erlang keeps its cookie
-            "PATH": f"{self.programs}:{os.environ['PATH']}",
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": epmd_port,
-            "RABBITMQ_NODENAME": "example@localhost",
-            "RABBITMQ_DIST_PORT": distribution_port,
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "rabbitmq-env.conf"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
-            "RABBITMQ_LOG_BASE": str(self.folder),
-            "RABBITMQ_LOGS": str(self.folder / "rabbit.log"),
+        self._server: subprocess.Popen | None = None
+        self._epmd: subprocess.Popen | None = None
+        self._log = folder / "rabbit.log"
+        self._programs = native_programs()
+        if not self._programs:
+            raise BrokerError(f"RabbitMQ isn't installed here. {HOW_TO_INSTALL}")
+        config = [f"listeners.tcp.1 = 127.0.0.1:{port}"]
+        if ui_port:
+            config.append(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
+        plugins = "rabbitmq_management" if ui_port else ""
+        (folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RABBITMQ_", "ERL_"))
         }
+        self._env = inherited | {
+            "HOME": str(folder),  # for the Erlang cookie
+            "PATH": os.pathsep.join([*map(str, self._programs), os.environ["PATH"]]),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(free_port()),
+            "RABBITMQ_NODENAME": "example@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-kernel inet_dist_use_interface {127,0,0,1}"
+            ),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d" / "*.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": str(self._log),
+        }
+        # Libraries that unpack() found missing.
+        libraries = map(str, UNPACKED.glob("usr/lib/*-linux-gnu*"))
+        self._env["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
 
-    def _configure(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.ports.exists():  # rabbitmqctl and a later `down` have to find the same ones
-            self.ports.write_text(f"{free_port()} {free_port()}")
-        conf = [f"listeners.tcp.1 = 127.0.0.1:{self.port}"]
-        if self.ui_port:
-            conf += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.ui_port}"]
-        plugins = "rabbitmq_management" if self.ui_port else ""
-        (self.folder / "rabbitmq.conf").write_text("\n".join(conf) + "\n")
-        (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
-        (self.folder / "rabbitmq-env.conf").touch()  # so that the system's own is not read
-
-    def _pid(self) -> int:
-        return int(self.pid_file.read_text())
-
-    def _gone(self) -> bool:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid(), os.WNOHANG)
-        try:
-            os.killpg(self._pid(), 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    def _signal(self, number: int) -> None:
-        # The server is a shell script that waits for the virtual machine. SIGTERM is for the
-        # script, which shuts the node down. SIGKILL is for both: they are a process group of their
-        # own.
-        if not self.pid_file.exists():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(self._pid(), number)
-            else:
-                os.kill(self._pid(), number)
-        wait_until(self._gone, "the end of rabbitmq-server", 60)
-        self.pid_file.unlink()
-
-    def start(self) -> None:
-        if self.pid_file.exists() and not self._gone():
-            raise BrokerError(f"the node of {self.folder} is running already, on another port")
-        self._configure()
-        env = self._env()
-        log = self.folder / "rabbit.log"
-        earlier = len(log.read_bytes()) if log.exists() else 0
-        output = self.folder / "output"
-        with output.open("ab") as file:
-            process = subprocess.Popen(
-                [str(self.programs / "rabbitmq-server")],
-                env=env,
+    def _popen(self, *command: str) -> subprocess.Popen:
+        with (self.folder / "output").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                env=self._env,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
-        self.pid_file.write_text(str(process.pid))
+
+    def start(self) -> None:
+        if not self._epmd:
+            self._epmd = self._popen("epmd")
+        server = self._server = self._popen("rabbitmq-server")
 
         def ready() -> bool:
-            if process.poll() is not None:
-                raise BrokerError(f"rabbitmq-server did not start:\n{output.read_text()[-2000:]}")
-            # A port that somebody else has taken meanwhile would listen, too.
-            said = log.read_bytes()[earlier:] if log.exists() else b""
-            return f"started TCP listener on 127.0.0.1:{self.port}\n".encode() in said
+            if server.poll() is not None:
+                output = (self.folder / "output").read_text(errors="replace")
+                raise BrokerError(f"rabbitmq-server didn't start:\n{output[-2000:]}")
+            return answers(self.port)
 
-        try:
-            wait_until(ready, "rabbitmq-server's listener")
-        except BaseException:
-            self.kill()
-            raise
+        wait_until(ready, f"an answer on localhost:{self.port}")
 
     def stop(self) -> None:
-        self._signal(signal.SIGTERM)
-        # Erlang leaves its port mapper running for the next node. Nobody else uses this one.
-        if self.ports.exists():
-            epmd = shutil.which("epmd") or str(self.programs / "epmd")
-            with contextlib.suppress(BrokerError, FileNotFoundError):
-                run(epmd, "-kill", env=self._env())
+        if self._server:
+            # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
+            self._server.terminate()
+            self._server.wait(60)
+
+    def _signal(self, signum: int) -> None:
+        if self._server:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signum)
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+        if self._server:
+            self._server.wait()
 
     def freeze(self) -> None:
-        os.killpg(self._pid(), signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        os.killpg(self._pid(), signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def remove(self) -> None:
         self.kill()
-        self.stop()
+        if self._epmd:
+            self._epmd.kill()
+            self._epmd.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
-        return run(str(self.programs / "rabbitmqctl"), "-q", *arguments, env=self._env())
-
-    def published(self) -> bool:
-        conf = self.folder / "rabbitmq.conf"
-        return conf.exists() and f"127.0.0.1:{self.port}\n" in conf.read_text()
+        return run("rabbitmqctl", "-q", *arguments, env=self._env)
 
     def log(self) -> str:
-        return (self.folder / "rabbit.log").read_text(errors="replace")
+        return self._log.read_text(errors="replace")
 
 
-def native_programs() -> Path | None:
-    """Return the folder of this machine's rabbitmq-server, or None."""
-    for folder in NATIVE_FOLDERS:
-        if (Path(folder) / "rabbitmq-server").exists():
-            return Path(folder)
+HOW_TO_INSTALL = "Type: python3 tools/broker.py install"
+
+
+def native_programs() -> list[Path]:
+    """Return the folders of rabbitmq-server and Erlang, or [] if we don't find them."""
+    # Debian's rabbitmq-server in /usr/sbin is a wrapper that uses the system's node.
+    for folder in ("/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin"):
+        if Path(folder, "rabbitmq-server").exists():
+            return [Path(folder)]
+    if (UNPACKED / SERVER).exists():
+        return [(UNPACKED / SERVER).parent, UNPACKED / "usr/lib/erlang/bin"]
     found = shutil.which("rabbitmq-server")
-    return Path(found).parent if found else None
+    return [Path(found).parent] if found else []
 
 
-def install() -> Path:
-    """Install Debian's rabbitmq-server and return its folder, if this is Debian and we are root.
+def unpack() -> None:
+    """Download Debian's rabbitmq-server and what it needs, and unpack it into ~/.cache.
 
-    Raises BrokerError, with the command to type, otherwise.
+    We don't install the packages, for three reasons. Installing needs root. It can be
+    interrupted halfway. And it adds a service that starts at every boot and listens on
+    all interfaces. Deleting the folder undoes this. Raises BrokerError.
     """
-    if sys.platform == "darwin":
-        raise BrokerError("no Docker engine and no RabbitMQ here. Type: brew install rabbitmq")
-    if not shutil.which("apt-get"):
-        raise BrokerError("no Docker engine and no RabbitMQ here: install one, or set AMQP_URL")
-    if os.geteuid() != 0:
+    if not re.fullmatch(r"[\w./+-]+", str(UNPACKED), re.ASCII):
         raise BrokerError(
-            "no Docker engine and no RabbitMQ here. Type: sudo apt-get install rabbitmq-server"
+            f"RabbitMQ's scripts can't run from {UNPACKED}, because of the path. Set "
+            "XDG_CACHE_HOME to one with only ASCII letters, digits and . / + - _"
         )
-    say("no RabbitMQ here: installing Debian's rabbitmq-server")
-    # The package would start a node of its own on port 5672. This file, if there, forbids it:
-    # https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    apt = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    print("Downloading RabbitMQ for the lessons, once.", file=sys.stderr)
+    UNPACKED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}-") as name:
+        folder = Path(name)
+        for subfolder in ("lists/partial", "archives/partial"):
+            (folder / subfolder).mkdir(parents=True)
+        apt = ["apt-get", "-q", "-y"]
+        for option in (
+            f"Dir::State::Lists={folder}/lists",
+            f"Dir::Cache={folder}",
+            "APT::Sandbox::User=root",  # the user _apt can't write to our folder
+            "Debug::NoLocking=true",  # we change nothing that others could lock
+        ):
+            apt += ["-o", option]
+        run(*apt, "update")
+        install = ["install", "--download-only", "--no-install-recommends"]
+        run(*apt, *install, "rabbitmq-server", timeout=1800)
+        for package in folder.glob("archives/*.deb"):
+            run("dpkg-deb", "-x", str(package), str(folder / "root"))
+        erl = folder / "root/usr/lib/erlang/bin/erl"
+        home = "/usr/lib/erlang"
+        erl.write_text(erl.read_text().replace(home, f"{UNPACKED}{home}"))
+        with contextlib.suppress(OSError):  # another process was faster
+            (folder / "root").rename(UNPACKED)
+
+
+def install() -> None:
+    """Make sure that temporary_broker() finds all it needs. Raises BrokerError."""
+    if uses_docker():
+        command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
+        image = run(*command, "config", "--images").split()[0]
+        if not run("docker", "image", "ls", "-q", image).strip():
+            print(f"Pulling {image}, once.", file=sys.stderr)
+            run("docker", "pull", "-q", image, timeout=1800)
+    elif not native_programs():
+        if not shutil.which("apt-get"):
+            brew = sys.platform == "darwin"
+            advice = "Type: brew install rabbitmq" if brew else "Install one of the two."
+            raise BrokerError(
+                f"Neither Docker nor RabbitMQ is here ({docker_problem()}). {advice}"
+            )
+        unpack()
+
+
+@functools.cache
+def docker_problem() -> str:
+    """Return why we can't use Docker, or "" if we can."""
+    if not shutil.which("docker"):
+        return "there's no docker command"
     try:
-        run("apt-get", "update", "-q", env=apt)
-        packages = ["--no-install-recommends", "rabbitmq-server"]
-        run("apt-get", "install", "-y", "-q", *packages, env=apt, timeout=1800)
-    finally:
-        if ours:
-            policy.unlink()
-    programs = native_programs()
-    if not programs:
-        raise BrokerError("rabbitmq-server was installed, but is in none of the usual folders")
-    return programs
+        run("docker", "info", timeout=30)
+    except BrokerError as error:
+        return str(error)
+    try:
+        version = run("docker", "compose", "version", "--short", timeout=30).strip()
+    except BrokerError as error:
+        version = str(error)
+    if not re.match(r"v?([2-9]|\d\d)\.", version):
+        return f"docker compose must be Docker Compose 2 or later, but it's: {version}"
+    return ""
 
 
 def uses_docker() -> bool:
-    """Tell whether to use Docker. Raises BrokerError if BROKER insists and no engine answers."""
-    wanted = os.environ.get("BROKER", "")
-    if wanted not in ("", "docker", "native"):
-        raise BrokerError(f"BROKER is {wanted!r}; it may be docker or native")
-    if wanted == "native":
+    """Return whether to use Docker.
+
+    Raises BrokerError if BROKER requires it and it doesn't work, and if Docker is
+    installed, doesn't work, and nothing else is here.
+    """
+    choice = os.environ.get("BROKER", "")
+    if choice not in ("", "docker", "native"):
+        raise BrokerError(f"BROKER must be docker or native, not {choice!r}")
+    if choice == "native":
         return False
-    for command in (["docker", "info"], ["docker", "compose", "version"]):
-        try:
-            run(*command, timeout=30)
-        except (BrokerError, FileNotFoundError, subprocess.TimeoutExpired) as error:
-            if wanted:
-                raise BrokerError(f"BROKER=docker, but no engine answers: {error}") from None
-            return False
-    return True
+    problem = docker_problem()
+    if choice == "docker" and problem:
+        raise BrokerError(f"BROKER is docker, but we can't use it: {problem}")
+    return not problem
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let no signal that a user can send from a terminal interrupt a clean-up."""
-    before = {}
-    with contextlib.suppress(ValueError):  # signals interrupt no thread but the main one
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, signal.SIG_IGN)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def ignore_signals() -> Iterator[None]:
+    """Let nothing that a user can send from a terminal interrupt a clean-up."""
+    handlers = {}
+    with contextlib.suppress(ValueError):  # we aren't in the main thread
+        for signum in SIGNALS:
+            handlers[signum] = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager
-def private() -> Iterator[Broker]:
-    """Start a broker that nobody else uses, on free ports; remove it and its data afterwards."""
+def temporary_broker() -> Iterator[Broker]:
+    """Start a broker on a free port. Remove it and its data afterwards.
+
+    Raises BrokerError if it doesn't start.
+    """
+    broker: Broker
     if uses_docker():
-        name = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
-        broker: Broker = DockerBroker(free_port(), free_port(), name)
+        ports = {"AMQP_PORT": free_port(), "UI_PORT": free_port()}
+        broker = DockerBroker(f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}", ports)
     else:
-        broker = NativeBroker(free_port(), None, Path(tempfile.mkdtemp(prefix="rabbitmq-")))
+        broker = NativeBroker(free_port(), Path(tempfile.mkdtemp(prefix="rabbitmq-")))
     try:
         broker.start()
         yield broker
     finally:
-        with undisturbed():
+        with ignore_signals():
             broker.remove()
 
 
 @contextlib.contextmanager
-def private_cluster() -> Iterator[list[DockerBroker]]:
-    """Start the three nodes of docker-compose.yml on free ports; remove them afterwards.
+def temporary_cluster() -> Iterator[list[Broker]]:
+    """Start the three nodes of docker-compose.yml. Remove them afterwards.
 
-    Raises BrokerError if there is no Docker engine.
+    Raises BrokerError if they don't start, or if we can't use Docker.
     """
     if not uses_docker():
-        raise BrokerError("a cluster of three needs Docker")
+        raise BrokerError(f"A cluster needs Docker, but: {docker_problem()}")
     project = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
-    names = (1, 2, 3)
-    ports = {n: free_port() for n in names}
-    env = {f"AMQP_PORT_{n}": str(ports[n]) for n in names} | {"UI_PORT_1": str(free_port())}
-    nodes = [DockerBroker(ports[n], None, project, f"rabbit-{n}", env) for n in names]
+    ports = {f"AMQP_PORT_{n}": free_port() for n in (1, 2, 3)} | {"UI_PORT_1": free_port()}
+    nodes = [DockerBroker(project, ports, f"rabbit-{n}") for n in (1, 2, 3)]
     try:
         nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
-        yield nodes
+        for node in nodes:
+            node.start()
+        yield list(nodes)
     finally:
-        with undisturbed():
+        with ignore_signals():
             nodes[0].remove()
 
 
-def port_of(variable: str, default: int) -> int:
-    """Return the port that an environment variable names. Raises BrokerError if it names none."""
+def port_from(variable: str, default: int) -> int:
     value = os.environ.get(variable) or str(default)
     if not (value.isdecimal() and 0 < int(value) < 65536):
-        raise BrokerError(f"{variable} is {value!r}; it may be from 1 to 65535")
+        raise BrokerError(f"{variable} must be a number from 1 to 65535, not {value!r}")
     return int(value)
 
 
-def shared() -> Broker:
-    """Return the broker of `up` and `down`, running or not."""
-    port, ui_port = port_of("AMQP_PORT", 5672), port_of("UI_PORT", 15672)
+def run_in_foreground() -> None:
+    """Run a broker on localhost until a signal. Keep its data for the next time."""
+    port, ui_port = port_from("AMQP_PORT", 5672), port_from("UI_PORT", 15672)
+    if answers(port):
+        raise BrokerError(f"A RabbitMQ is already running on localhost:{port}.")
+    broker: Broker
     if uses_docker():
-        return DockerBroker(port, ui_port, None)
-    return NativeBroker(port, ui_port, NODE_FOLDER)
+        ports = {"AMQP_PORT": port, "UI_PORT": ui_port}
+        broker = DockerBroker("rabbitmq-by-example", ports)
+    else:
+        broker = NativeBroker(port, ROOT / ".broker", ui_port)
+    try:
+        broker.start()
+        print(f"RabbitMQ {broker.version} is ready on localhost:{port}, {broker.kind}.")
+        print(f"Management UI: http://localhost:{ui_port} (guest, guest). Stop: CTRL+C")
+        signal.pause()
+    finally:
+        with ignore_signals():
+            broker.stop()
 
 
-def up() -> None:
-    port = port_of("AMQP_PORT", 5672)
-    if speaks_amqp(port):
-        print(f"A broker is there already, on localhost:{port}.")
-        return
-    broker = shared()
-    say(f"starting RabbitMQ, {broker.kind}")
-    broker.start()
-    print(f"RabbitMQ {broker.version} is ready on localhost:{broker.port}.")
-    print(f"Its management UI: http://localhost:{broker.ui_port} (user guest, password guest)")
-    here = ""
-    if port != 5672:
-        print(f"For the lessons: export AMQP_URL={broker.url}")
-        here = f"AMQP_PORT={port} "
-    print(f"To stop it: {here}python3 tools/broker.py down")
-
-
-def down() -> None:
-    broker = shared()
-    if not speaks_amqp(broker.port):
-        print(f"There is no broker on localhost:{broker.port}.")
-        return
-    # Docker may have come or gone since `up`: the node's folder tells which kind it started.
-    if (NODE_FOLDER / "pid").exists():
-        broker = NativeBroker(broker.port, broker.ui_port, NODE_FOLDER)
-    if not broker.published():
-        raise BrokerError(f"`up` did not start the broker on localhost:{broker.port}")
-    broker.stop()
-    print("The broker has stopped. Its data are kept for the next time.")
-
-
-def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["up", "down"])
-    {"up": up, "down": down}[parser.parse_args().command]()
-
-
-if __name__ == "__main__":
+def exit_on_error(main: Callable[[], None]) -> None:
+    """Call main(). Turn signals into KeyboardInterrupt, and BrokerError into one line."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.default_int_handler)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # nobody reads any more: | head
-        os._exit(1)
     except BrokerError as error:
-        sys.exit(f"broker: {error}")
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+
+def main() -> None:
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["install", "run"])
+    if parser.parse_args().command == "install":
+        install()
+    else:
+        install()
+        run_in_foreground()
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,147 @@
+"""Run a script of this repository as a process, and wait for the lines it prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+READY = ("[*] Waiting", "[x] Awaiting")  # a consumer prints one once it's consuming
+
+
+class ScriptProcess:
+    """A running script, such as ScriptProcess("simple/consumer.py", url=broker.url).
+
+    `output` and `errors` are the lines of its standard output and standard error so far.
+    `on_line`, if given, is called with each line of either. It runs in a reader thread.
+    Other keyword arguments become environment variables. Timeouts are in seconds.
+    """
+
+    _changed = threading.Condition()  # shared, so that wait_until can watch several
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: str | bytes,
+        url: str | None = None,
+        on_line: Callable[[str], None] | None = None,
+        cwd: str | Path | None = None,
+        **environment: str,
+    ) -> None:
+        self.script = script
+        self.output: list[str] = []
+        self.errors: list[str] = []
+        self._on_line = on_line
+        self._open_streams = 2
+        env = os.environ | environment
+        env.pop("PYTHONUNBUFFERED", None)  # a lesson prints line by line without it
+        if url is not None:
+            env["AMQP_URL"] = url
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / script, *arguments],
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # If we run in the background, a shell made us ignore Ctrl+C. The script
+            # mustn't inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        streams = (self.process.stdout, self.output), (self.process.stderr, self.errors)
+        self._readers = [
+            threading.Thread(target=self._read, args=args, daemon=True)
+            for args in streams
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream, lines: list[str]) -> None:
+        with stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                if self._on_line:
+                    self._on_line(line)
+                with self._changed:
+                    lines.append(line)
+                    self._changed.notify_all()
+        with self._changed:
+            self._open_streams -= 1
+            self._changed.notify_all()
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"    {line[:300]}" for line in [*self.output, *self.errors])
+        return f"{self.script} (exit status {self.process.poll()}) printed:\n{lines}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it might still print something."""
+        return self._open_streams > 0
+
+    @classmethod
+    def wait_until(
+        cls, condition: Callable[[], bool], description: object, timeout: float = 30
+    ) -> None:
+        """Wait until condition() is true. Check it whenever a script prints or exits.
+
+        Raises AssertionError, with the description, after the timeout.
+        """
+        with cls._changed:
+            if not cls._changed.wait_for(condition, timeout):
+                raise AssertionError(f"Not within {timeout} s: {description}")
+
+    def count(self, *texts: str) -> int:
+        """Return how many lines contain one of the texts."""
+        lines = [*self.output, *self.errors]
+        return sum(any(text in line for text in texts) for line in lines)
+
+    def wait_for(
+        self, *texts: str, times: int = 1, timeout: float = 30
+    ) -> ScriptProcess:
+        """Wait until that many lines contain one of the texts. Return self.
+
+        Raises AssertionError after the timeout, or if the script exits before.
+        """
+
+        def finished() -> bool:
+            return self.count(*texts) >= times or not self.running
+
+        try:
+            self.wait_until(finished, texts, timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error} x {times}\n{self}") from None
+        if self.count(*texts) < times:
+            raise AssertionError(f"Exited without {texts} x {times}\n{self}")
+        return self
+
+    def wait_until_ready(self) -> ScriptProcess:
+        """Wait until this consumer is consuming. Return self."""
+        return self.wait_for(*READY)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait until it has exited and we have read all its output. Return its status.
+
+        Raises AssertionError after the timeout.
+        """
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"Not within {timeout} s: exit\n{self}") from None
+        for reader in self._readers:
+            reader.join(timeout)
+        return status
+
+    def stop(self, signum: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send it a signal and return its exit status. See wait()."""
+        self.process.send_signal(signum)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, if it still runs."""
+        self.process.kill()
+        self.wait()
