@@ -60,7 +60,9 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) 
                 raise BrokerError(f"Not within {timeout} s: {' '.join(command)}") from None
             raise
     if process.returncode:
-        reason = errors.strip() or f"exit status {process.returncode}"
+        # Indented lines are Docker Compose's progress.
+        reasons = [line for line in errors.splitlines() if not line.startswith(" ")]
+        reason = "\n".join(reasons) or f"exit status {process.returncode}"
         raise BrokerError(f"{' '.join(command)}: {reason}")
     return output
 
@@ -178,12 +180,12 @@ class DockerBroker(Broker):
         self, project: str, ports: dict[str, int], service: str = "rabbitmq"
     ) -> None:
         """ports has a value for each variable in docker-compose.yml's ports."""
-        suffix = service.partition("-")[2]
-        super().__init__(ports[f"AMQP_PORT_{suffix}" if suffix else "AMQP_PORT"])
+        suffix = service.removeprefix("rabbitmq").replace("rabbit-", "_")
+        super().__init__(ports["AMQP_PORT" + suffix])
         self.service = service
         self._env = os.environ | {name: str(port) for name, port in ports.items()}
         self._command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
-        self._command += ["-p", project, "--profile", "cluster"]
+        self._command += ["-p", project, *(["--profile", "cluster"] if suffix else [])]
 
     def compose(self, *arguments: str, timeout: float = 300) -> str:
         return run(*self._command, *arguments, env=self._env, timeout=timeout)
