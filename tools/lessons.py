@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,10 @@ class Lesson:
     """What a lesson declares on the broker, and how the demo shows it.
 
     The demo starts the consumers one after the other, each once the one before is
-    ready. Then it runs the producers one after the other, and waits for the expected
-    lines. If a message kills a consumer, it starts that consumer again, as a supervisor
-    would. In the end it stops the consumers and runs the `afterwards`, if any.
+    ready. Then it runs the producers one after the other. It waits for the expected
+    lines, and for the remaining messages. If a message kills a consumer, it starts that
+    consumer again, as a supervisor would. In the end it stops the consumers and runs
+    the `afterwards`, if any. The scripts run in an empty folder.
 
     "[x] Done 'tea'" as an expected line means: of all lines that begin with "[x] Done",
     exactly those that we list here appear, in any order. An "…" stands for any text.
@@ -26,6 +27,7 @@ class Lesson:
     # The lines expected from each consumer, or one list for all of them together.
     consumed: Sequence[Sequence[str]] = ((),)
     produced: Sequence[str] = ()  # the lines expected from the producers together
+    remaining: Mapping[str, int] = field(default_factory=dict)  # messages in a queue
     afterwards: Sequence[Sequence[str]] = ()  # the arguments of each consumer.py
     found: Sequence[str] = ()  # the lines expected from these together
 
@@ -96,6 +98,7 @@ LESSONS = {
         exchanges=["dead_letters"],
         consumed=[["[x] Done 'tea'", "[x] Done 'coffee'"]],
         produced=["[x] Sent …"] * 5,
+        remaining={"dead_orders": 3},
         afterwards=[["--dead"]],
         found=["[x] Dead …cof'", "[x] Dead …unicorn…", "[x] Dead …bomb…"],
     ),
