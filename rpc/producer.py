@@ -28,10 +28,10 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 def main():
     parser = ArgumentParser(description="Ask an RPC server for Fibonacci numbers.")
     parser.add_argument("n", nargs="*", default=["30"], help="from 0 to 9999")
-    parser.add_argument("--timeout", type=float, default=10, help="limit in seconds")
+    parser.add_argument("--timeout", type=int, default=10, help="limit in seconds")
     arguments = parser.parse_args()
     if arguments.timeout <= 0:
-        parser.error("--timeout must be more than 0")
+        parser.error("--timeout must be at least 1")
     deadline = time.monotonic() + arguments.timeout
 
     connection = connect(arguments.timeout)
@@ -75,7 +75,7 @@ def main():
                 reply_to=reply_to,  # where the server sends the answer
                 correlation_id=correlation_id,  # which request the answer is for
                 # Milliseconds. The broker drops a request that no server took by then.
-                expiration=str(int(arguments.timeout * 1000)),
+                expiration=str(arguments.timeout * 1000),
             ),
             mandatory=True,  # return it if the queue doesn't exist
         )
@@ -83,7 +83,7 @@ def main():
     # An answer can get lost, so never wait without a limit.
     def on_timeout():
         numbers = ", ".join(f"fib({n})" for n in pending.values())
-        sys.exit(f" [!] No answer in {arguments.timeout:g} s: {numbers}")
+        sys.exit(f" [!] No answer in {arguments.timeout} s: {numbers}")
 
     connection.call_later(max(0, deadline - time.monotonic()), on_timeout)
     channel.start_consuming()
@@ -95,6 +95,8 @@ def main():
 def connect(timeout):
     try:
         parameters = pika.URLParameters(AMQP_URL)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")

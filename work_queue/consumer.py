@@ -60,7 +60,8 @@ def consume(connection, pool):
 
         # Acknowledge after the work, not before. Until then the broker keeps the task,
         # and redelivers it if we crash: it might run twice, but it isn't lost.
-        channel.basic_ack(delivery_tag=method.delivery_tag)
+        if channel.is_open:  # if it isn't, start_consuming raises the broker's reason
+            channel.basic_ack(delivery_tag=method.delivery_tag)
         busy = False
         if stopping:
             channel.stop_consuming()
@@ -104,7 +105,10 @@ def stop(signum, frame):
 # The same in every script that reconnects: connecting, and errors in one line.
 def parameters(url):
     try:
-        return pika.URLParameters(url)
+        parameters = pika.URLParameters(url)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
+        return parameters
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")

@@ -77,7 +77,10 @@ def main():
 # The same in every script that reconnects: connecting, and errors in one line.
 def parameters(url):
     try:
-        return pika.URLParameters(url)
+        parameters = pika.URLParameters(url)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
+        return parameters
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")

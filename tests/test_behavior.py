@@ -1,0 +1,417 @@
+"""How every script behaves when something goes wrong. CONTRIBUTING.md has the table.
+
+Each test starts all the scripts it's about side by side, then looks at each of them.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import pika
+import pytest
+from broker import wait_until
+from lessons import LESSONS, SCRIPTS
+from script import ROOT
+
+PASSWORD = "not-for-your-eyes"
+SOURCES = {script: (ROOT / script).read_text() for script in SCRIPTS}
+CONSUMERS = [script for script in SCRIPTS if script.endswith("consumer.py")]
+PRODUCERS = [script for script in SCRIPTS if script.endswith("producer.py")]
+RECONNECTING = [script for script in SCRIPTS if "AMQP_URL.split" in SOURCES[script]]
+PLAIN = [script for script in SCRIPTS if script not in RECONNECTING]
+
+
+def arguments(script):
+    """Return the arguments with which the demo starts a script first."""
+    lesson = LESSONS[script.rpartition("/")[0]]
+    return lesson.consumers[0] if script in CONSUMERS else lesson.producers[0]
+
+
+@pytest.fixture
+def start_all(start, tmp_path):
+    """start_all(scripts, url=...) starts them all. Returns {script: ScriptProcess}."""
+
+    def start_all(scripts, **options):
+        options.setdefault("cwd", tmp_path)
+        return {
+            script: start(script, *arguments(script), **options) for script in scripts
+        }
+
+    return start_all
+
+
+def check_exits_with_one_line(process, *texts):
+    """Check for status 1 and a line on standard error that contains all the texts."""
+    assert process.wait() == 1, process
+    lines = [line for line in process.errors if "[!] Not confirmed" not in line]
+    assert len(lines) == 1, process
+    assert lines[0].startswith(" [!] "), process
+    assert all(text in lines[0] for text in texts), process
+    assert PASSWORD not in lines[0]
+
+
+@contextlib.contextmanager
+def silent_server():
+    """Accept connections on a port of 127.0.0.1, and send nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def answering_server(answer):
+    """Accept connections on a port of 127.0.0.1, send the answer, and reset them."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):  # the server is closed
+                while True:
+                    client, _ = server.accept()
+                    client.sendall(answer)
+                    # Linger for 0 seconds: close() sends a reset.
+                    linger = struct.pack("ii", 1, 0)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@contextlib.contextmanager
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    yield port
+
+
+FAILURES = {
+    "refused": (closed_port, "amqp://guest:{}@127.0.0.1:{}/%2F"),
+    "unknown host": (closed_port, "amqp://guest:{}@nowhere.invalid:{}/%2F"),
+    "impossible host": (closed_port, "amqp://guest:{}@a..b:{}/%2F"),
+    "silence": (silent_server, "amqp://guest:{}@127.0.0.1:{}/%2F?stack_timeout=1"),
+    "reset": (lambda: answering_server(b""), "amqp://guest:{}@127.0.0.1:{}/%2F"),
+    "TLS reset": (lambda: answering_server(b""), "amqps://guest:{}@127.0.0.1:{}/%2F"),
+    "no TLS": (lambda: answering_server(b"AMQP"), "amqps://guest:{}@127.0.0.1:{}/%2F"),
+    "HTTP": (lambda: answering_server(b"HTTP/1.1 4"), "amqp://guest:{}@127.0.0.1:{}/"),
+}
+
+
+@pytest.fixture(params=FAILURES)
+def broken_url(request):
+    """A URL on which no script can connect, although it might some seconds later."""
+    server, url = FAILURES[request.param]
+    with server() as port:
+        yield url.format(PASSWORD, port)
+
+
+def test_failed_connection_is_one_line(start_all, broken_url):
+    for process in start_all(PLAIN, url=broken_url).values():
+        check_exits_with_one_line(
+            process, "Can't connect to RabbitMQ", "Is it running?"
+        )
+
+
+def test_reconnecting_script_retries_until_it_is_stopped(start_all, broken_url):
+    for script, process in start_all(RECONNECTING, url=broken_url).items():
+        process.wait_for("Retrying.", times=2)
+        assert PASSWORD not in str(process)
+        status = process.stop(signal.SIGINT)
+        assert status == (0 if script in CONSUMERS else 130), process
+        assert ("Not confirmed" in process.errors[-1]) == (script in PRODUCERS), process
+
+
+def test_reconnecting_script_tries_each_node(start_all, broken_url, broker):
+    urls = f"{broken_url},{broker.url}"
+    for script, process in start_all(RECONNECTING, url=urls).items():
+        if script in CONSUMERS:
+            process.wait_until_ready()
+        else:
+            assert process.wait() == 0, process
+        assert process.count("Retrying.") == 1, process
+
+
+def broken(url, **parts):
+    """Return the URL with another user, password, or vhost."""
+    node = pika.URLParameters(url)
+    user, password = parts.get("user", "guest"), parts.get("password", "guest")
+    return (
+        f"amqp://{user}:{password}@{node.host}:{node.port}/{parts.get('vhost', '%2F')}"
+    )
+
+
+def test_wrong_password_is_one_line(start_all, broker):
+    url = broken(broker.url, password=PASSWORD)
+    for process in start_all(SCRIPTS, url=url).values():
+        check_exits_with_one_line(process, "ACCESS_REFUSED", "password", "right?")
+
+
+def test_unknown_vhost_is_one_line(start_all, broker):
+    url = broken(broker.url, vhost="nowhere")
+    for process in start_all(SCRIPTS, url=url).values():
+        check_exits_with_one_line(process, "vhost nowhere not found", "vhost right?")
+
+
+def test_invalid_url_is_one_line(start_all):
+    for process in start_all(
+        SCRIPTS, url=f"amqp:/guest:{PASSWORD}@localhost:x/"
+    ).values():
+        check_exits_with_one_line(process, "AMQP_URL", "amqp://user:password@host:5672")
+
+
+@pytest.mark.parametrize("script", ["fanout/producer.py", "work_queue/consumer.py"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "localhost:5672",
+        "amqp://user@host",
+        "ftp://guest:{}@localhost",
+        "amqp://guest:{}@localhost:port/%2F",
+        "amqp://guest:{}@localhost:99999/%2F",
+        "amqp://guest:a#{}@localhost:5672/%2F",
+        "amqp://guest:a/{}@localhost:5672/%2F",
+        "amqp://guest:a?{}@localhost:5672/%2F",
+        "amqp://[::1",
+        "amqp://guest:{}@localhost/%2F?heartbeat=often",
+        "amqps://guest:{}@localhost/%2F?ssl_options=nonsense",
+    ],
+)
+def test_invalid_url_shows_what_a_url_looks_like(start, script, url):
+    process = start(script, url=url.format(PASSWORD))
+    check_exits_with_one_line(process, "amqp://user:password@host:5672/%2F")
+
+
+def test_unknown_url_parameter_is_named(start_all, broker):
+    for process in start_all(SCRIPTS, url=f"{broker.url}?hartbeat=5").values():
+        check_exits_with_one_line(process, "AMQP_URL", "hartbeat")
+
+
+@pytest.fixture
+def declare_otherwise(channel):
+    """Declare every queue and exchange of the lessons with different arguments."""
+    for lesson in LESSONS.values():
+        for queue in lesson.queues:
+            channel.queue_declare(queue, durable=True, arguments={"x-max-length": 99})
+        for exchange in lesson.exchanges:
+            channel.exchange_declare(exchange, "direct", auto_delete=True)
+
+
+@pytest.mark.usefixtures("declare_otherwise")
+def test_refused_declaration_is_one_line_and_not_retried(start_all):
+    declaring = [script for script in SCRIPTS if "_declare(" in SOURCES[script]]
+    assert set(SCRIPTS) - set(declaring) == {"rpc/producer.py"}
+    for process in start_all(declaring).values():
+        check_exits_with_one_line(process, "PRECONDITION_FAILED - inequivalent arg")
+
+
+def test_ctrl_c_ends_an_idle_consumer_with_status_0(start_all):
+    for process in start_all(CONSUMERS).values():
+        process.wait_until_ready()
+        assert process.stop(signal.SIGINT) == 0, process
+        assert process.errors == []
+
+
+def test_sigterm_ends_a_consumer(start_all):
+    for script, process in start_all(CONSUMERS).items():
+        process.wait_until_ready()
+        # 143 in a shell. A worker exits by itself, after its current task.
+        expected = 0 if script in RECONNECTING else -signal.SIGTERM
+        assert process.stop(signal.SIGTERM) == expected, process
+
+
+def test_ctrl_c_ends_a_consumer_whose_broker_has_gone_silent(start_all, broker):
+    processes = start_all(CONSUMERS)
+    for process in processes.values():
+        process.wait_until_ready()
+    broker.freeze()
+    try:
+        for process in processes.values():
+            assert process.stop(signal.SIGINT, timeout=5) == 0, process
+            assert process.errors == []
+    finally:
+        broker.thaw()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_script_that_is_connecting(start_all, signum):
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        url = f"amqp://127.0.0.1:{server.getsockname()[1]}/%2F"
+        processes = start_all(SCRIPTS, url=url)
+        clients = [server.accept()[0] for _ in processes]
+        assert all(
+            client.recv(99) for client in clients
+        )  # each now waits for an answer
+        for script, process in processes.items():
+            status = process.stop(signum, timeout=5)
+            graceful = signum == signal.SIGINT or script in RECONNECTING
+            expected = (
+                [0] if script in CONSUMERS and graceful else [128 + signum, -signum]
+            )
+            assert status in expected, process
+            unconfirmed = script in PRODUCERS and script in RECONNECTING
+            assert len(process.errors) == (1 if unconfirmed else 0), process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_producer_has_a_nonzero_status_and_prints_what_is_unconfirmed(
+    start, broker, signum
+):
+    """Only these two have a long list to send. The others were stopped above."""
+    many = [f"task {i}" for i in range(10_000)]
+    endless = {"simple/producer.py": ["x", "9999999"], "work_queue/producer.py": many}
+    for script, some in endless.items():
+        process = start(script, *some)
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            wait_for_some_messages(connection, script)
+        assert process.stop(signum) in (128 + signum, -signum), process
+        if script == "work_queue/producer.py":
+            sent = len(process.output)
+            left = f"'task {sent}' and {len(many) - sent - 1} more"
+            # The signal can come between a confirm and its line.
+            assert re.fullmatch(rf" \[!\] Not confirmed: {left}", process.errors[-1]), (
+                process
+            )
+
+
+def wait_for_some_messages(connection, script):
+    queue = LESSONS[script.rpartition("/")[0]].queues[0]
+
+    def some():
+        channel = connection.channel()
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):  # no queue yet
+            return channel.queue_declare(queue, passive=True).method.message_count
+
+    wait_until(some, f"messages in {queue}", 20)
+
+
+def insert(script, after, line, tmp_path):
+    """Copy a script with a line after each one that contains a text. Return its path."""
+    copy = tmp_path / f"copy of {script.replace('/', ' ')}"
+    pattern = rf"(?m)^( *).*{re.escape(after)}.*$"
+    source, count = re.subn(pattern, rf"\g<0>\n\g<1>{line}", SOURCES[script])
+    assert count, (script, after)
+    copy.write_text(source)
+    return str(copy)
+
+
+def test_bug_in_the_readers_code_is_a_traceback_with_its_line(start, tmp_path, broker):
+    processes = {}
+    for script in SCRIPTS:
+        # An OSError, because that's easily taken for a lost connection.
+        copy = insert(
+            script, "channel = connection.channel()", "open('no-file')", tmp_path
+        )
+        processes[script] = start(
+            copy, *arguments(script), url=broker.url, cwd=tmp_path
+        )
+    for script, process in processes.items():
+        assert process.wait() == 1, process
+        assert process.count("Traceback"), process
+        assert process.count("open('no-file')"), process
+        assert not process.count("RabbitMQ", "Retrying"), process
+
+
+def test_full_disk_is_not_blamed_on_the_broker(tmp_path, broker, start):
+    """A traceback, because it's not the broker's: nothing that RabbitMQ could cure."""
+    env = os.environ | {"AMQP_URL": broker.url}
+    processes = {}
+    with open("/dev/full", "w") as full:
+        for script in CONSUMERS:
+            command = [sys.executable, ROOT / script, *arguments(script)]
+            processes[script] = subprocess.Popen(
+                command,
+                env=env,
+                cwd=tmp_path,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+    for script, process in processes.items():
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode != 0, script
+        assert "No space left on device" in errors, (script, errors)
+        assert "RabbitMQ" not in errors, (script, errors)
+
+
+@pytest.mark.parametrize("script", ["simple/consumer.py", "work_queue/consumer.py"])
+def test_closed_output_is_not_blamed_on_the_broker(start, broker, script):
+    read, write = os.pipe()
+    command = [sys.executable, ROOT / script]
+    env = os.environ | {"AMQP_URL": broker.url}
+    with subprocess.Popen(
+        command, env=env, stdout=write, stderr=subprocess.PIPE, text=True
+    ) as consumer:
+        os.close(write)
+        os.read(read, 100)  # the line that says ready, and then nothing more: | head -1
+        os.close(read)
+        start(script.replace("consumer", "producer"), "x").wait()
+        _, errors = consumer.communicate(timeout=30)
+    assert consumer.returncode != 0
+    assert "BrokenPipeError" in errors
+    assert "RabbitMQ" not in errors
+
+
+def test_any_body_can_be_printed_to_an_old_terminal(start):
+    consumer = start("simple/consumer.py", PYTHONIOENCODING="ascii").wait_until_ready()
+    assert start("simple/producer.py", PYTHONIOENCODING="ascii").wait() == 0
+    consumer.wait_for(r"Received '\u5154\u5b500'")
+
+
+def test_help_describes_every_argument(start):
+    scripts = [script for script in SCRIPTS if "ArgumentParser" in SOURCES[script]]
+    assert set(PRODUCERS) <= set(scripts)
+    processes = {script: start(script, "--help", url="nonsense") for script in scripts}
+    for process in processes.values():
+        assert process.wait() == 0
+    for script in scripts:
+        calls = re.findall(r"add_argument\((?:[^()]|\([^()]*\))*\)", SOURCES[script])
+        assert all("help=" in call for call in calls), script
+
+
+def part(script, start, end=None):
+    """Return a script's source from the text that starts it to the one that ends it."""
+    source = SOURCES[script]
+    first = source.index(start)
+    return source[first : source.index(end, first) if end else None]
+
+
+@pytest.mark.parametrize("scripts", [PRODUCERS, CONSUMERS])
+def test_boilerplate_is_the_same_in_every_script_of_its_kind(scripts):
+    plain = [script for script in scripts if script in PLAIN]
+    assert len({part(script, 'if __name__ == "__main__":') for script in plain}) == 1
+    # In simple, ConnectionParameters come first. In rpc, there's a time limit.
+    usual = [s for s in plain if s not in ("rpc/producer.py", f"simple/{s[7:]}")]
+    assert len({part(script, "# The same in every ") for script in usual}) == 1
+
+
+def test_boilerplate_is_the_same_in_the_scripts_that_reconnect():
+    workers = [script for script in RECONNECTING if script.startswith("work_queue/")]
+    same = {part(script, "# The same in every ", "if __name__") for script in workers}
+    assert len(same) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_depends_on_pika_alone(script, tmp_path):
+    assert SOURCES[script].startswith(
+        '# /// script\n# requires-python = ">=3.10"\n'
+        '# dependencies = ["pika>=1.3,<1.5"]\n# ///\n'
+    )
+    shutil.copy(ROOT / script, tmp_path / "alone.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", "run", "--no-project", "alone.py"],
+        cwd=tmp_path,
+        env=os.environ | {"AMQP_URL": "nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=80,
+    )
+    assert "AMQP_URL" in done.stderr, done.stderr
