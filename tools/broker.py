@@ -57,7 +57,9 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) 
         except BaseException as error:
             process.terminate()  # and wait until it has exited: it might clean up
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BrokerError(f"Not within {timeout} s: {' '.join(command)}") from None
+                raise BrokerError(
+                    f"Not within {timeout} s: {' '.join(command)}"
+                ) from None
             raise
     if process.returncode:
         # Indented lines are Docker Compose's progress.
@@ -237,7 +239,9 @@ class NativeBroker(Broker):
             raise BrokerError(f"RabbitMQ isn't installed here. {HOW_TO_INSTALL}")
         config = [f"listeners.tcp.1 = 127.0.0.1:{port}"]
         if ui_port:
-            config.append(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}")
+            config.append(
+                f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
         plugins = "rabbitmq_management" if ui_port else ""
@@ -394,7 +398,9 @@ def install() -> None:
     elif not native_programs():
         if not shutil.which("apt-get"):
             brew = sys.platform == "darwin"
-            advice = "Type: brew install rabbitmq" if brew else "Install one of the two."
+            advice = (
+                "Type: brew install rabbitmq" if brew else "Install one of the two."
+            )
             raise BrokerError(
                 f"Neither Docker nor RabbitMQ is here ({docker_problem()}). {advice}"
             )
@@ -479,7 +485,9 @@ def temporary_cluster() -> Iterator[list[Broker]]:
     if not uses_docker():
         raise BrokerError(f"A cluster needs Docker, but: {docker_problem()}")
     project = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
-    ports = {f"AMQP_PORT_{n}": free_port() for n in (1, 2, 3)} | {"UI_PORT_1": free_port()}
+    ports = {f"AMQP_PORT_{n}": free_port() for n in (1, 2, 3)} | {
+        "UI_PORT_1": free_port()
+    }
     nodes = [DockerBroker(project, ports, f"rabbit-{n}") for n in (1, 2, 3)]
     try:
         nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))

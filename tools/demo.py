@@ -127,7 +127,10 @@ def run_lesson(name: str, url: str, timeout: float = 30) -> None:
         found = [line for args in lesson.afterwards for line in run("consumer", args)]
 
         comparisons = missing_and_unexpected()
-        comparisons += [compare(lesson.produced, produced), compare(lesson.found, found)]
+        comparisons += [
+            compare(lesson.produced, produced),
+            compare(lesson.found, found),
+        ]
         for missing, unexpected in comparisons:
             assert not missing, f"missing: {missing}"
             assert not unexpected, f"unexpected: {unexpected}"

@@ -84,7 +84,9 @@ LESSONS = {
         consumers=[[], []],
         producers=[["5", "10", "20"]],
         consumed=[[f"[.] fib({n})" for n in (5, 10, 20)]],
-        produced=[f"[.] Got fib({n}) = {fib}" for n, fib in [(5, 5), (10, 55), (20, 6765)]],
+        produced=[
+            f"[.] Got fib({n}) = {fib}" for n, fib in [(5, 5), (10, 55), (20, 6765)]
+        ],
     ),
     "advanced/confirms": Lesson(
         queues=["confirms"],
