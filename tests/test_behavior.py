@@ -294,7 +294,7 @@ def wait_for_some_messages(connection, script):
 
 
 def insert(script, after, line, tmp_path):
-    """Copy a script with a line after each one that contains a text. Return its path."""
+    """Copy a script, and add a line after the lines that contain a text."""
     copy = tmp_path / f"copy of {script.replace('/', ' ')}"
     pattern = rf"(?m)^( *).*{re.escape(after)}.*$"
     source, count = re.subn(pattern, rf"\g<0>\n\g<1>{line}", SOURCES[script])
@@ -313,7 +313,7 @@ def test_bug_in_the_readers_code_is_a_traceback_with_its_line(start, tmp_path, b
         processes[script] = start(
             copy, *arguments(script), url=broker.url, cwd=tmp_path
         )
-    for script, process in processes.items():
+    for process in processes.values():
         assert process.wait() == 1, process
         assert process.count("Traceback"), process
         assert process.count("open('no-file')"), process

@@ -1,9 +1,13 @@
-"""rpc/: what its comments and its section of the README claim."""
+"""rpc/: what its comments and its page claim."""
 
 import signal
 
 import pika
 import pytest
+
+CLIENT, SERVER = "rpc/producer.py", "rpc/consumer.py"
+QUORUM = {"x-queue-type": "quorum"}
+REFUSAL = "error: not a number from 0 to 9999"
 
 
 def fib(n: int) -> int:
@@ -13,174 +17,232 @@ def fib(n: int) -> int:
     return a
 
 
-def test_ask_and_get_the_answer(start):
-    server = start("rpc/consumer.py").ready()
-    client = start("rpc/producer.py")
-    assert client.end() == 0
-    assert client.lines == [" [x] Requesting fib(30)", f" [.] Got fib(30) = {fib(30)}"]
-    assert server.stop() == 0
-    assert server.lines[1:] == [" [.] fib(30)"]
+def answers(client):
+    return sorted(line for line in client.output if " [.] Got " in line)
+
+
+def test_client_gets_an_answer(start):
+    server = start(SERVER).wait_until_ready()
+    client = start(CLIENT)
+    assert client.wait() == 0
+    assert client.output == [" [x] Requesting fib(30)", " [.] Got fib(30) = 832040"]
+    assert server.output == [" [x] Awaiting RPC requests", " [.] fib(30)"]
     assert client.errors == server.errors == []
 
 
-def test_requests_are_in_flight_together_and_answers_find_theirs(start):
+def test_all_requests_are_sent_before_the_first_answer_is_printed(start):
     numbers = [7, 0, 1, 100, 7, 9999, 30]
     for _ in range(2):
-        start("rpc/consumer.py").ready()
-    client = start("rpc/producer.py", *map(str, numbers))
-    assert client.end() == 0
-    assert client.lines[: len(numbers)] == [f" [x] Requesting fib({n})" for n in numbers]
-    assert sorted(client.lines[len(numbers) :]) == sorted(
-        f" [.] Got fib({n}) = {fib(n)}" for n in numbers
-    )
+        start(SERVER).wait_until_ready()
+    client = start(CLIENT, *map(str, numbers))
+    assert client.wait() == 0
+    requests = [f" [x] Requesting fib({n})" for n in numbers]
+    assert client.output[: len(numbers)] == requests
+    assert answers(client) == sorted(f" [.] Got fib({n}) = {fib(n)}" for n in numbers)
 
 
-def test_ten_clients_at_once_each_get_their_own_answers(start):
+def test_ten_clients_each_get_their_own_answers(start):
     for _ in range(2):
-        start("rpc/consumer.py").ready()
-    asked = {start("rpc/producer.py", str(n), str(n + 10)): (n, n + 10) for n in range(10)}
-    for client, numbers in asked.items():
-        assert client.end() == 0, str(client)
-        assert sorted(client.lines[2:]) == sorted(f" [.] Got fib({n}) = {fib(n)}" for n in numbers)
+        start(SERVER).wait_until_ready()
+    clients = {n: start(CLIENT, str(n), str(n + 10)) for n in range(10)}
+    for n, client in clients.items():
+        assert client.wait() == 0, client
+        expected = [f" [.] Got fib({i}) = {fib(i)}" for i in (n, n + 10)]
+        assert answers(client) == sorted(expected)
 
 
-@pytest.mark.parametrize("bad", ["abc", "-5", "10000", "1" * 5000, "", "3.5", "1_0", "٣", "\x1b"])
-def test_a_bad_request_is_refused_and_the_server_lives_on(start, bad):
-    server = start("rpc/consumer.py").ready()
-    client = start("rpc/producer.py", "10", bad)
-    assert client.end() == 1
-    assert f" [.] Got fib(10) = {fib(10)}" in client.lines
-    (complaint,) = client.errors
-    assert complaint.endswith("was refused: 'not a whole number from 0 to 9999'")
-    assert start("rpc/producer.py", "11").end() == 0
-    assert server.errors == []
+@pytest.mark.parametrize(
+    "bad", ["abc", "-5", "10000", "1" * 5000, "", "3.5", "1_0", "٣"]
+)
+def test_server_refuses_a_bad_request_and_continues(start, bad):
+    server = start(SERVER).wait_until_ready()
+    client = start(CLIENT, "--", "10", bad, "11")
+    assert client.wait() == 1
+    assert answers(client) == [" [.] Got fib(10) = 55", " [.] Got fib(11) = 89"]
+    assert client.errors == [f" [!] fib({bad}): {REFUSAL!r}"]
+    assert server.errors == [f" [!] Refused {bad!r}"]
 
 
-def test_what_has_been_answered_is_not_handed_out_again(start):
-    server = start("rpc/consumer.py").ready()
-    assert start("rpc/producer.py", "10", "abc").end() == 1
-    assert server.stop() == 0
-    next_one = start("rpc/consumer.py").ready()
-    assert start("rpc/producer.py", "11").end() == 0
-    assert next_one.stop() == 0
-    assert next_one.lines[1:] == [" [.] fib(11)"]
+def test_server_acknowledges_each_request(start, channel):
+    """If it didn't, the broker would redeliver them when the server exits."""
+    server = start(SERVER).wait_until_ready()
+    assert start(CLIENT, "10", "abc").wait() == 1
+    assert server.stop(signal.SIGINT) == 0
+    other = start(SERVER).wait_until_ready()
+    assert start(CLIENT, "11").wait() == 0
+    assert other.output[1:] == [" [.] fib(11)"]
 
 
-def test_with_no_server_ever_there_it_says_so_at_once(start):
-    client = start("rpc/producer.py", "1", "2", "--timeout", "60")
-    assert client.end() == 1
+def test_servers_share_the_requests(start, channel):
+    servers = [start(SERVER).wait_until_ready() for _ in range(2)]
+    servers[0].process.send_signal(signal.SIGSTOP)
+    client = start(CLIENT, *map(str, range(10)))
+    # The stopped one holds a single request (prefetch 1). The other answers the rest.
+    client.wait_for("Got", times=9)
+    servers[0].process.send_signal(signal.SIGCONT)
+    assert client.wait() == 0
+    assert servers[0].count("fib(") == 1
+
+
+def test_request_of_a_killed_server_is_answered_by_another(start):
+    killed = start(SERVER).wait_until_ready()
+    killed.process.send_signal(signal.SIGSTOP)
+    other = start(SERVER).wait_until_ready()
+    client = start(CLIENT, "5", "6", "7").wait_for("Got", times=2)
+    killed.kill()
+    assert client.wait() == 0
+    assert sorted(other.output[1:]) == [" [.] fib(5)", " [.] fib(6)", " [.] fib(7)"]
+
+
+def test_client_reports_that_no_server_has_ever_run(start):
+    client = start(CLIENT, "1", "2", "--timeout", "60")
+    assert client.wait() == 1
     assert client.errors == [
-        f" [!] fib({n}) reached no server: there is no queue rpc_queue" for n in (1, 2)
+        " [!] Not delivered: no queue 'rpc_queue'. Start consumer.py first."
     ]
 
 
-def test_with_no_server_left_it_says_so_in_time_and_leaves_no_request_behind(start):
-    server = start("rpc/consumer.py").ready()
-    assert server.stop() == 0
-    client = start("rpc/producer.py", "1", "2", "--timeout", "1")
-    assert client.end() == 1
-    assert client.errors == [f" [!] fib({n}) had no answer in 1 s" for n in (1, 2)]
-    late = start("rpc/consumer.py").ready()
-    assert start("rpc/producer.py", "3").end() == 0
-    assert late.stop() == 0
-    assert late.lines[1:] == [" [.] fib(3)"]
+def test_client_stops_waiting_and_leaves_no_request_behind(start, channel):
+    channel.queue_declare("rpc_queue", durable=True, arguments=QUORUM)
+    client = start(CLIENT, "1", "2", "--timeout", "1")
+    assert client.wait() == 1
+    assert client.errors == [" [!] No answer in 1 s: fib(1), fib(2)"]
+    late = start(SERVER).wait_until_ready()
+    assert start(CLIENT, "3").wait() == 0
+    assert late.output[1:] == [" [.] fib(3)"]
 
 
-def test_a_request_outlives_its_killed_server(start):
-    doomed = start("rpc/consumer.py").ready()
-    doomed.process.send_signal(signal.SIGSTOP)
-    other = start("rpc/consumer.py").ready()
-    client = start("rpc/producer.py", "5", "6", "7")
-    client.wait_for("Got")  # by the other one; the first request of two is with the stopped one
-    doomed.kill()
-    assert client.end() == 0
-    assert other.stop() == 0
-    assert sorted(other.lines[1:]) == [" [.] fib(5)", " [.] fib(6)", " [.] fib(7)"]
-
-
-def test_a_server_may_be_stopped_in_the_middle_of_an_answer(start):
-    for number in (signal.SIGTERM, signal.SIGINT):
-        server = start("rpc/consumer.py").ready()
-        client = start("rpc/producer.py", *["0"] * 2000, "--timeout", "60")
-        server.wait_for("fib(0)", times=100)
-        assert server.stop(number) == 0
-        assert server.errors == []
-        client.kill()
-
-
-def test_a_request_that_the_broker_refuses_is_said_at_once(start, broker):
-    start("rpc/consumer.py").ready()
-    broker.ctl("add_user", "mute", "secret")
+def test_timeout_bounds_the_call_while_the_broker_is_silent(start, broker):
+    start(SERVER).wait_until_ready()
+    broker.freeze()
     try:
-        broker.ctl("set_permissions", "mute", ".*", "^$", ".*")
-        url = broker.url.replace("guest:guest", "mute:secret")
-        client = start("rpc/producer.py", "1", "--timeout", "60", url=url)
-        assert client.end() == 1
+        client = start(CLIENT, "--timeout", "1")
+        assert client.wait(timeout=10) == 1
+        assert "Can't connect" in client.errors[0]
+    finally:
+        broker.thaw()
+
+
+def test_timeout_bounds_the_call_when_the_broker_falls_silent(start, broker, channel):
+    channel.queue_declare("rpc_queue", durable=True, arguments=QUORUM)
+    client = start(CLIENT, "--timeout", "2").wait_for("Requesting")
+    broker.freeze()
+    try:
+        assert client.wait(timeout=10) == 1
+        assert "No answer" in client.errors[0] or "Can't connect" in client.errors[0]
+    finally:
+        broker.thaw()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_invalid_timeout_is_a_usage_error(start, seconds):
+    client = start(CLIENT, "--timeout", seconds)
+    assert client.wait() == 2
+    assert "--timeout" in client.errors[-1]
+
+
+def mute_user_url(broker, queue_pattern):
+    broker.ctl("add_user", "mute", "secret")
+    broker.ctl("set_permissions", "mute", ".*", queue_pattern, ".*")
+    return broker.url.replace("guest:guest", "mute:secret")
+
+
+def test_refused_request_prints_the_brokers_reason(start, broker):
+    start(SERVER).wait_until_ready()
+    try:
+        url = mute_user_url(broker, "^$")
+        client = start(CLIENT, "1", "--timeout", "60", url=url)
+        assert client.wait() == 1
     finally:
         broker.ctl("delete_user", "mute")
-    assert client.errors == [" [!] fib(1) was refused by the broker, whose log says why"]
+    assert len(client.errors) == 1
+    assert "ACCESS_REFUSED" in client.errors[0]
 
 
-class TestAgainstAnotherServer:
-    """rpc/producer.py, with the test as the server."""
-
-    @pytest.fixture
-    def ask(self, start, channel):
-        channel.queue_declare("rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
-
-        def ask(answer, *arguments):
-            """Run the client; answer(request, reply) sees its first request and replies at will."""
-            client = start("rpc/producer.py", *arguments)
-            method, properties, _ = next(channel.consume("rpc_queue", inactivity_timeout=30))
-            channel.basic_ack(method.delivery_tag)
-
-            def reply(body, correlation_id=properties.correlation_id, **more):
-                channel.basic_publish(
-                    exchange="",
-                    routing_key=properties.reply_to,
-                    body=body,
-                    properties=pika.BasicProperties(correlation_id=correlation_id, **more),
-                )
-
-            answer(properties, reply)
-            client.end()
-            return client
-
-        return ask
-
-    def test_a_reply_that_nobody_asked_for_is_ignored(self, ask):
-        def answer(request, reply):
-            reply(b"1", correlation_id="wrong")
-            reply(b"2", correlation_id=None)
-            reply(b"3", correlation_id="\x1b[2J")
-            reply(b"832040")
-
-        client = ask(answer, "30")
-        assert client.process.returncode == 0
-        assert client.lines[-1] == " [.] Got fib(30) = 832040"
-        assert client.count("Ignored") == 3
-
-    def test_a_reply_that_is_no_number_is_an_error(self, ask):
-        client = ask(lambda request, reply: reply(b"\xff\x1b[2J"), "30")
-        assert client.process.returncode == 1
-        assert client.errors == [" [!] fib(30) was refused: '\ufffd\\x1b[2J'"]
-
-    def test_requests_are_as_the_official_tutorials_have_them(self, ask):
-        seen = []
-
-        def answer(request, reply):
-            seen.append(request)
-            reply(b"832040")
-
-        ask(answer)
-        assert seen[0].correlation_id
-        assert seen[0].reply_to.startswith("amq.rabbitmq.reply-to.")
+def test_server_that_may_not_answer_prints_the_brokers_reason(start, broker):
+    try:
+        # It may consume, but not publish to the default exchange.
+        server = start(SERVER, url=mute_user_url(broker, "^rpc_queue$"))
+        server.wait_until_ready()
+        client = start(CLIENT, "1", "--timeout", "60")
+        assert server.wait() == 1
+        assert len(server.errors) == 1
+        assert "ACCESS_REFUSED" in server.errors[0]
+        client.kill()
+    finally:
+        broker.ctl("delete_user", "mute")
 
 
-def test_the_server_answers_the_official_tutorials_clients(start, channel):
-    start("rpc/consumer.py").ready()
+def test_server_exits_with_status_1_when_its_queue_is_deleted(start, channel):
+    server = start(SERVER).wait_until_ready()
+    channel.queue_delete("rpc_queue")
+    assert server.wait() == 1
+    assert "Was the queue deleted?" in server.errors[0]
+
+
+@pytest.fixture
+def ask(start, channel):
+    """ask(reply) starts the client, and answers its first request as the test wants."""
+    channel.queue_declare("rpc_queue", durable=True, arguments=QUORUM)
+
+    def ask(*replies):
+        client = start(CLIENT, "30")
+        consumed = channel.consume("rpc_queue", auto_ack=True, inactivity_timeout=30)
+        _, request, body = next(consumed)
+        assert body == b"30"
+        for body, correlation_id in replies:
+            properties = pika.BasicProperties(
+                correlation_id=correlation_id or request.correlation_id
+            )
+            channel.basic_publish("", request.reply_to, body, properties)
+        channel.cancel()
+        return client, request
+
+    return ask
+
+
+def test_client_ignores_answers_it_did_not_ask_for(ask):
+    client, _ = ask((b"1", "wrong"), (b"2", "\x1b[2J"), (b"832040", None))
+    assert client.wait() == 0
+    assert client.output[1:] == [" [.] Got fib(30) = 832040"]
+
+
+def test_answer_that_is_not_a_number_is_printed_escaped(ask):
+    client, _ = ask((b"\xff\x1b[2J", None))
+    assert client.wait() == 1
+    assert client.errors == [" [!] fib(30): '\ufffd\\x1b[2J'"]
+
+
+def test_wrong_number_is_not_detected(ask):
+    """Both sides have to agree on types: the page says so."""
+    client, _ = ask((b"3736710778780434371", None))
+    assert client.wait() == 0
+
+
+def test_request_uses_direct_reply_to(ask):
+    client, request = ask((b"832040", None))
+    assert request.reply_to.startswith("amq.rabbitmq.reply-to.")
+    assert request.correlation_id
+    assert request.expiration == "10000"
+    assert client.wait() == 0
+
+
+def test_server_answers_to_a_queue_as_well(start, channel):
+    """Some of the official tutorials' clients declare their own reply queue."""
+    start(SERVER).wait_until_ready()
     queue = channel.queue_declare("", exclusive=True).method.queue
     properties = pika.BasicProperties(reply_to=queue, correlation_id="mine")
     channel.basic_publish("", "rpc_queue", b"30", properties)
-    _, properties, body = next(channel.consume(queue, auto_ack=True, inactivity_timeout=30))
-    assert (properties.correlation_id, body) == ("mine", b"832040")
+    _, reply, body = next(channel.consume(queue, auto_ack=True, inactivity_timeout=30))
+    assert (reply.correlation_id, body) == ("mine", b"832040")
+
+
+def test_server_survives_a_reply_queue_that_does_not_exist(start, channel):
+    server = start(SERVER).wait_until_ready()
+    for reply_to in ["no-such-queue", "amq.rabbitmq.reply-to.garbage", "x" * 255]:
+        properties = pika.BasicProperties(reply_to=reply_to, correlation_id="x")
+        channel.basic_publish("", "rpc_queue", b"30", properties)
+    channel.basic_publish("", "rpc_queue", b"31")  # no reply_to at all
+    server.wait_for("fib(31)")
+    assert start(CLIENT, "5").wait() == 0
+    assert server.running

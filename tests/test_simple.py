@@ -1,127 +1,140 @@
-"""simple/: what its comments and its section of the README claim."""
+"""simple/: what its comments and its page claim."""
 
-import os
 import signal
-import subprocess
-import sys
 
+import pika
 import pytest
-from broker import wait_until
-from conftest import received, wait_for_messages, waiting
-from end import ROOT, End
+from conftest import received, wait_for_message_count
+from script import ROOT, ScriptProcess
 
-RABBITS = [f"'兔子{i}'" for i in range(10)]
+QUORUM = {"x-queue-type": "quorum"}
 
 
-@pytest.mark.unconfirmed
-def test_ten_rabbits_arrive_in_order(start):
-    consumer = start("simple/consumer.py").ready()
+def check_received(consumer, expected, channel, broker):
+    """Check that a consumer receives the expected messages, in order, and no others.
+
+    RabbitMQ 3.10 can drop the last messages of a producer that disconnects without
+    confirms: docs/reliability.md. So there, the last ones needn't arrive.
+    """
+    channel.confirm_delivery()
+    channel.basic_publish("", "hello", b"last", mandatory=True)
+    consumer.wait_for("Received 'last'")
+    messages = received(consumer)[:-1]
+    if broker.version.startswith("3.10."):
+        assert messages
+        expected = expected[: len(messages)]
+    assert messages == expected
+
+
+@pytest.mark.parametrize("first", ["consumer", "producer"])
+def test_ten_messages_arrive_in_order_whichever_script_starts_first(
+    start, channel, broker, first
+):
+    consumer = None
+    if first == "consumer":
+        consumer = start("simple/consumer.py").wait_until_ready()
     producer = start("simple/producer.py")
-    assert producer.end() == 0
-    assert producer.lines == ["Sent '兔子' * 10"]
-    consumer.wait_for("Received", times=10)
-    assert consumer.stop(signal.SIGINT) == 0
-    assert received(consumer) == RABBITS
-    assert consumer.errors == []
+    assert producer.wait() == 0
+    assert producer.output == [" [x] Sent '兔子' * 10"]
+    consumer = consumer or start("simple/consumer.py").wait_until_ready()
+    check_received(consumer, [f"'兔子{i}'" for i in range(10)], channel, broker)
+    assert producer.errors == consumer.errors == []
 
 
-@pytest.mark.unconfirmed
-def test_the_queue_keeps_messages_for_a_consumer_that_starts_later(start):
-    assert start("simple/producer.py").end() == 0
-    consumer = start("simple/consumer.py").wait_for("Received", times=10)
-    assert received(consumer) == RABBITS
-
-
-@pytest.mark.unconfirmed
-def test_text_and_count_are_arguments(start):
-    consumer = start("simple/consumer.py").ready()
+def test_text_and_count_are_arguments(start, channel, broker):
+    consumer = start("simple/consumer.py").wait_until_ready()
     producer = start("simple/producer.py", "Hello", "3")
-    assert producer.end() == 0
-    assert producer.lines == ["Sent 'Hello' * 3"]
-    consumer.wait_for("Received", times=3)
-    consumer.stop()
-    assert received(consumer) == ["'Hello0'", "'Hello1'", "'Hello2'"]
+    assert producer.wait() == 0
+    assert producer.output == [" [x] Sent 'Hello' * 3"]
+    check_received(consumer, ["'Hello0'", "'Hello1'", "'Hello2'"], channel, broker)
 
 
-@pytest.mark.unconfirmed
-def test_two_consumers_share_the_queue_and_no_message_goes_to_both(start):
-    consumers = [start("simple/consumer.py").ready() for _ in range(2)]
-    start("simple/producer.py", "x", "20").end()
-    End.wait_until(lambda: sum(len(received(c)) for c in consumers) >= 20, consumers)
-    for consumer in consumers:
-        consumer.stop()
-    first, second = (received(consumer) for consumer in consumers)
-    assert sorted(first + second) == sorted(f"'x{i}'" for i in range(20))
-    assert first
-    assert second
+def test_invalid_count_is_a_usage_error(start):
+    producer = start("simple/producer.py", "x", "many")
+    assert producer.wait() == 2
+    assert "argument count: invalid int value: 'many'" in producer.errors[-1]
 
 
-def test_auto_ack_loses_what_a_killed_consumer_had_received_but_not_handled(start, channel):
-    doomed = start("simple/consumer.py").ready()
-    doomed.process.send_signal(signal.SIGSTOP)  # its socket goes on receiving; the script does not
-    start("simple/producer.py").end()
-    wait_for_messages(0, channel, "hello")
-    doomed.kill()
-    assert received(doomed) == []
-    next_one = start("simple/consumer.py").ready()
-    start("simple/producer.py", "later", "1").end()
-    next_one.wait_for("Received")
-    assert received(next_one) == ["'later0'"]
+def test_two_consumers_share_the_messages(start, channel):
+    consumers = [start("simple/consumer.py").wait_until_ready() for _ in range(2)]
+    for i in range(20):
+        channel.basic_publish("", "hello", str(i).encode())
+    ScriptProcess.wait_until(
+        lambda: sum(len(received(consumer)) for consumer in consumers) == 20, consumers
+    )
+    # Round-robin: each gets every second message.
+    assert sorted(map(len, map(received, consumers))) == [10, 10]
+    assert not set(received(consumers[0])) & set(received(consumers[1]))
 
 
-def test_the_default_exchange_takes_the_routing_key_for_a_queue_s_name(start, channel):
-    channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
-    channel.basic_publish(exchange="", routing_key="hello", body=b"by name")
-    consumer = start("simple/consumer.py").wait_for("Received")
-    assert received(consumer) == ["'by name'"]
+def test_connection_parameters_say_where_the_broker_is_unless_amqp_url_is_set(
+    start, broker, tmp_path
+):
+    node = pika.URLParameters(broker.url)
+    for script in ("consumer", "producer"):
+        source = (ROOT / f"simple/{script}.py").read_text()
+        for old, new in {
+            'host="localhost"': f"host={node.host!r}",
+            "port=5672": f"port={node.port}",
+        }.items():
+            assert old in source
+            source = source.replace(old, new)
+        (tmp_path / f"{script}.py").write_text(source)
+    consumer = start(str(tmp_path / "consumer.py"), url="").wait_until_ready()
+    assert start(str(tmp_path / "producer.py"), url="").wait() == 0
+    consumer.wait_for("Received")
 
 
-def test_a_consumer_whose_queue_is_deleted_says_so(start, channel):
-    consumer = start("simple/consumer.py").ready()
+def test_auto_ack_loses_the_messages_on_their_way_to_a_killed_consumer(start, channel):
+    killed = start("simple/consumer.py").wait_until_ready()
+    killed.process.send_signal(signal.SIGSTOP)  # its socket still receives
+    start("simple/producer.py").wait()
+    wait_for_message_count(0, channel, "hello")
+    killed.kill()
+    assert received(killed) == []
+    other = start("simple/consumer.py").wait_until_ready()
+    channel.basic_publish("", "hello", b"last")
+    other.wait_for("Received")
+    assert received(other) == ["'last'"]
+
+
+def test_consumer_exits_with_status_1_when_its_queue_is_deleted(start, channel):
+    consumer = start("simple/consumer.py").wait_until_ready()
     channel.queue_delete("hello")
-    assert consumer.end() == 1
-    assert consumer.errors == [" [!] The queue hello was deleted. Start again to declare it anew."]
+    assert consumer.wait() == 1
+    assert consumer.errors == [
+        " [!] The broker cancelled our consumer. Was the queue deleted?"
+    ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_producer_may_be_stopped_in_the_middle_of_a_message(start, channel, number):
-    channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
-    producer = start("simple/producer.py", "x", "1000000")
-    wait_until(lambda: waiting(channel, "hello") > 500, "the first messages", 20)
-    assert producer.stop(number) == 0
-    assert producer.lines == producer.errors == []
-
-
-def test_what_the_broker_refuses_is_not_called_sent(start, broker):
-    start("simple/consumer.py").ready()
-    broker.ctl("add_user", "mute", "secret")
+def test_refused_messages_are_not_called_sent(start, broker):
+    start("simple/consumer.py").wait_until_ready()
+    broker.ctl("add_user", "reader", "secret")
     try:
-        broker.ctl("set_permissions", "mute", ".*", "^$", ".*")
-        url = broker.url.replace("guest:guest", "mute:secret")
+        broker.ctl("set_permissions", "reader", ".*", "^$", ".*")
+        url = broker.url.replace("guest:guest", "reader:secret")
         producer = start("simple/producer.py", "x", "1", url=url)
-        assert producer.end() == 1
+        assert producer.wait() == 1
     finally:
-        broker.ctl("delete_user", "mute")
-    assert producer.lines == []
+        broker.ctl("delete_user", "reader")
+    assert producer.output == []
     assert "ACCESS_REFUSED" in producer.errors[0]
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "many"])
-def test_a_count_that_is_none_is_a_wrong_argument(start, count):
-    producer = start("simple/producer.py", "x", count)
-    assert producer.end() == 2
-    assert "count" in producer.errors[-1]
-
-
-def test_output_cut_off_by_a_pipe_is_no_traceback(start, broker):
-    read, write = os.pipe()
-    command = [sys.executable, ROOT / "simple/consumer.py"]
-    env = os.environ | {"AMQP_URL": broker.url}
-    with subprocess.Popen(command, env=env, stdout=write, stderr=subprocess.PIPE) as consumer:
-        os.close(write)
-        os.read(read, 100)  # the line that says ready; then nobody reads any more: | head -1
-        os.close(read)
-        start("simple/producer.py").end()
-        _, errors = consumer.communicate(timeout=30)
-    assert consumer.returncode == 1
-    assert errors == b""
+def test_unconfirmed_messages_to_a_deleted_queue_are_lost_silently(
+    start, channel, tmp_path
+):
+    """'Sent isn't received': the broker drops them, and the script can't tell."""
+    source = (ROOT / "simple/producer.py").read_text()
+    assert "    for i in range(" in source
+    (tmp_path / "producer.py").write_text(
+        source.replace(
+            "    for i in range(",
+            "    channel.queue_delete('hello')\n    for i in range(",
+        )
+    )
+    producer = start(str(tmp_path / "producer.py"))
+    assert producer.wait() == 0
+    assert producer.output == [" [x] Sent '兔子' * 10"]
+    declared = channel.queue_declare("hello", durable=True, arguments=QUORUM)
+    assert declared.method.message_count == 0

@@ -1,171 +1,207 @@
-"""work_queue/: what its comments and its section of the README claim."""
+"""work_queue/: what its comments and its page claim."""
 
-import os
+import re
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from conftest import received, wait_for_messages, waiting
-from end import ROOT, End
+from broker import wait_until
+from conftest import message_count, received, wait_for_message_count
+from script import ROOT, ScriptProcess
+
+CONSUMER, PRODUCER = "work_queue/consumer.py", "work_queue/producer.py"
 
 
-def done(end):
-    return [line.split("Done ", 1)[1] for line in end.lines if " [x] Done " in line]
+def done(worker):
+    return [line.split("Done ", 1)[1] for line in worker.output if " [x] Done " in line]
 
 
-def start_workers(start, count, script="work_queue/consumer.py", **options):
-    return [start(script, **options).ready() for _ in range(count)]
+def wait_until_done(count, workers):
+    ScriptProcess.wait_until(
+        lambda: sum(len(done(worker)) for worker in workers) >= count, workers
+    )
 
 
-def test_tasks_are_confirmed_and_done_in_order(start):
-    (worker,) = start_workers(start, 1)
-    producer = start("work_queue/producer.py", "First task.", "Second task", "Third task")
-    assert producer.end() == 0
+@pytest.fixture
+def edited(start, tmp_path):
+    """edited(script, old, new) starts a script in which one text is replaced."""
+
+    def edited(script, old, new, *arguments):
+        source = (ROOT / script).read_text()
+        assert source.count(old) == 1
+        copy = tmp_path / script.replace("/", "_")
+        copy.write_text(source.replace(old, new))
+        return start(str(copy), *arguments)
+
+    return edited
+
+
+def test_tasks_are_sent_and_done_in_order(start):
+    worker = start(CONSUMER).wait_until_ready()
+    producer = start(PRODUCER, "First task.", "Second task", "Third task")
+    assert producer.wait() == 0
     tasks = ["'First task.'", "'Second task'", "'Third task'"]
-    assert producer.lines == [f" [x] Sent {task}" for task in tasks]
+    assert producer.output == [f" [x] Sent {task}" for task in tasks]
     worker.wait_for("Done", times=3)
-    assert worker.stop() == 0
-    assert worker.lines[1:] == [
+    assert worker.stop(signal.SIGINT) == 0
+    assert worker.output[1:] == [
         f" [x] {verb} {task}" for task in tasks for verb in ("Received", "Done")
     ]
+    assert worker.errors == producer.errors == []
 
 
-def test_five_tasks_by_default(start, channel):
-    producer = start("work_queue/producer.py")
-    assert producer.end() == 0
-    assert producer.lines == [
-        " [x] Sent 'First task.'",
-        " [x] Sent 'Second task..'",
-        " [x] Sent 'Third task...'",
-        " [x] Sent 'Fourth task....'",
-        " [x] Sent 'Fifth task.....'",
-    ]
-    assert waiting(channel, "task_queue") == 5
-
-
-def test_either_end_may_start_first(start):
-    assert start("work_queue/producer.py", "early").end() == 0
-    (worker,) = start_workers(start, 1)
-    worker.wait_for("Done 'early'")
-
-
-def test_a_task_is_persistent(start, channel):
-    start("work_queue/producer.py", "x").end()
+def test_queue_keeps_persistent_tasks_until_a_worker_starts(start, channel):
+    producer = start(PRODUCER)
+    assert producer.wait() == 0
+    assert producer.output[0] == " [x] Sent 'First task.'"
+    assert message_count(channel, "task_queue") == len(producer.output) == 4
     _, properties, body = channel.basic_get("task_queue", auto_ack=True)
-    assert (properties.delivery_mode, body) == (2, b"x")
+    assert (properties.delivery_mode, body) == (2, b"First task.")
+    start(CONSUMER).wait_for("Received 'Second task..'")
 
 
-def test_workers_share_the_tasks_and_no_task_goes_to_both(start):
-    workers = start_workers(start, 2)
-    start("work_queue/producer.py", *(f"task {i}" for i in range(20))).end()
-    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 20, workers)
-    for worker in workers:
-        assert worker.stop() == 0
-    first, second = (done(worker) for worker in workers)
-    assert sorted(first + second) == sorted(f"'task {i}'" for i in range(20))
-    assert first
-    assert second
-
-
-def test_workers_that_start_at_the_same_moment_all_get_to_work(start):
-    # Of several that declare the same new quorum queue at once, RabbitMQ may tell one that it is
-    # there before it has started, and then close the connection with INTERNAL_ERROR. They retry.
-    workers = [start("work_queue/consumer.py") for _ in range(4)]
-    for worker in workers:
-        worker.ready()
+def test_workers_share_the_tasks(start):
+    workers = [start(CONSUMER).wait_until_ready() for _ in range(2)]
     tasks = [f"task {i}" for i in range(20)]
-    assert start("work_queue/producer.py", *tasks).end() == 0
-    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 20, workers)
-    assert [worker.stop() for worker in workers] == [0] * 4
-    assert sorted(task for w in workers for task in done(w)) == sorted(map(repr, tasks))
-    assert all(done(worker) for worker in workers)
+    assert start(PRODUCER, *tasks).wait() == 0
+    wait_until_done(20, workers)
+    assert sorted(done(workers[0]) + done(workers[1])) == sorted(map(repr, tasks))
+    assert all(map(done, workers))
 
 
-def test_a_task_outlives_its_killed_worker(start):
-    (doomed,) = start_workers(start, 1)
-    start("work_queue/producer.py", "precious" + "." * 60).end()
-    doomed.wait_for("Received")
-    doomed.kill()
-    (heir,) = start_workers(start, 1)
-    heir.wait_for("Received 'precious")
-    assert done(doomed) == []
-
-
-def test_work_that_fails_ends_the_worker_and_the_task_stays(start, channel, tmp_path):
-    # An OSError too, which is not to be taken for a lost connection.
-    source = (ROOT / "work_queue/consumer.py").read_text()
-    script = tmp_path / "consumer.py"
-    script.write_text(source.replace('time.sleep(body.count(b"."))', 'open("no such file")'))
-    (worker,) = start_workers(start, 1, script=str(script))
-    start("work_queue/producer.py", "read it").end()
-    assert worker.end() == 1
-    (line,) = worker.errors
-    assert line.startswith(" [!] Not done, 'read it': FileNotFoundError(")
-    wait_for_messages(1, channel, "task_queue")
-
-
-def test_a_full_disk_is_no_lost_broker(start, broker, channel):
-    start("work_queue/producer.py", "x").end()
-    command = [sys.executable, ROOT / "work_queue/consumer.py"]
-    env = os.environ | {"AMQP_URL": broker.url}
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, timeout=30)
-    assert done.returncode == 1
-    assert b"No space left on device" in done.stderr
-    assert b"Traceback" not in done.stderr
-    wait_for_messages(1, channel, "task_queue")
-
-
-def test_a_busy_worker_does_not_hold_up_the_others(start):
-    workers = start_workers(start, 2)
-    start("work_queue/producer.py", "slow" + "." * 60, *(f"quick {i}" for i in range(6))).end()
-    End.wait_until(lambda: sum(len(done(w)) for w in workers) >= 6, workers)
+def test_busy_worker_does_not_hold_up_the_others(start):
+    workers = [start(CONSUMER).wait_until_ready() for _ in range(2)]
+    quick = [f"quick {i}" for i in range(6)]
+    start(PRODUCER, "slow" + "." * 60, *quick).wait()
+    wait_until_done(6, workers)
     busy, free = sorted(workers, key=lambda worker: len(done(worker)))
     busy.wait_for("Received")
     assert (len(received(busy)), done(busy)) == (1, [])
-    assert done(free) == [f"'quick {i}'" for i in range(6)]
+    assert done(free) == list(map(repr, quick))
 
 
-def test_a_task_longer_than_the_heartbeat_is_done_once(start, broker, channel):
-    (worker,) = start_workers(start, 1, url=f"{broker.url}?heartbeat=2")
-    start("work_queue/producer.py", "long......").end()
+def test_workers_can_start_at_the_same_moment(start):
+    """If two declare a new quorum queue then, RabbitMQ can answer INTERNAL_ERROR."""
+    workers = [start(CONSUMER) for _ in range(4)]
+    for worker in workers:
+        worker.wait_until_ready()
+
+
+def test_task_of_a_killed_worker_is_redelivered(start):
+    killed = start(CONSUMER).wait_until_ready()
+    start(PRODUCER, "precious" + "." * 60).wait()
+    killed.wait_for("Received")
+    killed.kill()
+    assert done(killed) == []
+    start(CONSUMER).wait_for("Received 'precious")
+
+
+def test_task_longer_than_the_heartbeat_runs_once(start, broker, channel):
+    worker = start(CONSUMER, url=f"{broker.url}?heartbeat=2").wait_until_ready()
+    start(PRODUCER, "long......").wait()
     worker.wait_for("Done")
-    assert worker.stop() == 0
+    assert worker.stop(signal.SIGINT) == 0
     assert received(worker) == done(worker) == ["'long......'"]
     assert worker.errors == []
-    assert waiting(channel, "task_queue") == 0
+    assert message_count(channel, "task_queue") == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_in_mid_task_ends_with_that_task_done_and_acknowledged(start, channel, number):
-    (worker,) = start_workers(start, 1)
-    start("work_queue/producer.py", "in hand..", "not mine").end()
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_worker_finishes_and_acknowledges_its_task(start, channel, signum):
+    worker = start(CONSUMER).wait_until_ready()
+    start(PRODUCER, "mine..", "not mine").wait()
     worker.wait_for("Received")
-    assert worker.stop(number) == 0
-    assert done(worker) == ["'in hand..'"]
-    wait_for_messages(1, channel, "task_queue")
+    assert worker.stop(signum) == 0
+    assert done(worker) == ["'mine..'"]
+    wait_for_message_count(1, channel, "task_queue")
     assert channel.basic_get("task_queue", auto_ack=True)[2] == b"not mine"
 
 
-def test_a_task_that_the_broker_refuses_is_not_called_sent(start, broker, channel):
+@pytest.mark.parametrize("frozen", [False, True], ids=["normal", "silent"])
+def test_second_ctrl_c_ends_a_busy_worker_immediately(start, broker, frozen):
+    worker = start(CONSUMER).wait_until_ready()
+    start(PRODUCER, "long" + "." * 60).wait()
+    worker.wait_for("Received")
+    if frozen:
+        broker.freeze()
+    try:
+        worker.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not catches(worker, signal.SIGINT), "the first Ctrl+C", 10)
+        status = worker.stop(signal.SIGINT, timeout=5)
+    finally:
+        if frozen:
+            broker.thaw()
+    assert status == -signal.SIGINT
+    assert done(worker) == []
+
+
+def catches(worker, signum):
+    """Whether a process has a handler for a signal: see SigCgt in proc(5)."""
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signum - 1) & 1
+
+
+def test_failing_task_ends_the_worker_with_a_traceback_and_is_kept(
+    edited, start, channel
+):
+    # An OSError, because that's easily taken for a lost connection.
+    worker = edited(CONSUMER, 'time.sleep(task.count("."))', "open('no-file')")
+    worker.wait_until_ready()
+    start(PRODUCER, "read it").wait()
+    assert worker.wait() == 1
+    assert worker.count("open('no-file')") == 1
+    assert worker.errors[-1] == "RuntimeError: task 'read it' failed"
+    assert not worker.count("RabbitMQ")
+    wait_for_message_count(1, channel, "task_queue")
+
+
+def test_second_acknowledgement_prints_the_brokers_reason(edited, start):
+    ack = "channel.basic_ack(delivery_tag=method.delivery_tag)"
+    worker = edited(CONSUMER, ack, f"{ack}; {ack}").wait_until_ready()
+    start(PRODUCER, "x").wait()
+    assert worker.wait() == 1
+    assert len(worker.errors) == 1
+    assert "PRECONDITION_FAILED - unknown delivery tag 1" in worker.errors[0]
+
+
+def test_worker_exits_with_status_1_when_its_queue_is_deleted(start, channel):
+    worker = start(CONSUMER).wait_until_ready()
+    channel.queue_delete("task_queue")
+    assert worker.wait() == 1
+    assert len(worker.errors) == 1
+    assert (
+        "The broker cancelled our consumer. Was the queue deleted" in worker.errors[0]
+    )
+
+
+def test_unroutable_task_is_not_called_sent(edited, channel):
+    """The queue can be deleted while we publish."""
+    confirm = "channel.confirm_delivery()\n"
+    delete = "channel.queue_delete('task_queue')\n"
+    producer = edited(PRODUCER, confirm, f"{confirm}    {delete}", "a", "b")
+    assert producer.wait() == 1
+    assert producer.output == []
+    assert producer.errors[0] == " [!] Not confirmed: 'a' and 1 more"
+    assert "UnroutableError" in producer.errors[1]
+
+
+def test_refused_task_is_not_called_sent(start, broker, channel):
     policy = '{"max-length": 1, "overflow": "reject-publish"}'
     broker.ctl("set_policy", "full", "^task_queue$", policy, "--apply-to", "queues")
     try:
-        start("work_queue/producer.py", "fits").end()
-        # A quorum queue begins to refuse when it is over its limit, not at it: one more may fit.
-        producer = start("work_queue/producer.py", *(f"task {i}" for i in range(9)))
-        assert producer.end() == 1
+        # A quorum queue refuses messages when it's over its limit, so two or more fit.
+        producer = start(PRODUCER, *(f"task {i}" for i in range(20)))
+        assert producer.wait() == 1
     finally:
         broker.ctl("clear_policy", "full")
-    (complaint,) = producer.errors
-    number = len(producer.lines)
-    assert complaint.startswith(f" [!] Not sent, 'task {number}' and {8 - number} more: NackError")
-    wait_for_messages(1 + number, channel, "task_queue")
+    sent = len(producer.output)
+    left = f"'task {sent}' and {20 - sent - 1} more"
+    assert producer.errors[0] == f" [!] Not confirmed: {left}"
+    assert "NackError" in producer.errors[1]
+    wait_for_message_count(sent, channel, "task_queue")
 
 
-def test_a_worker_whose_queue_is_deleted_says_so(start, channel):
-    (worker,) = start_workers(start, 1)
-    channel.queue_delete("task_queue")
-    assert worker.end() == 1
-    assert worker.errors[0].startswith(" [!] The queue task_queue was deleted")
+def test_any_body_is_printed_and_acknowledged(start, channel):
+    worker = start(CONSUMER).wait_until_ready()
+    channel.basic_publish("", "task_queue", b"\xff\x1b[2J")
+    worker.wait_for("Done '\ufffd\\x1b[2J'")
