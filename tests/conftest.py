@@ -1,4 +1,4 @@
-"""A broker for the whole run. Processes, queues and exchanges don't outlive their test."""
+"""A broker for each test process. Scripts and queues don't outlive their test."""
 
 from __future__ import annotations
 

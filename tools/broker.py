@@ -4,7 +4,8 @@
     python3 tools/broker.py run        run a broker on localhost:5672 until Ctrl+C
 
 It uses Docker if an engine answers, and this machine's rabbitmq-server otherwise.
-BROKER=docker or BROKER=native chooses. It needs only the standard library.
+BROKER=docker or BROKER=native chooses. `run` reads AMQP_PORT and UI_PORT, in case 5672
+or 15672 is in use. Everything here needs only the standard library.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import sys
 import tempfile
 import time
 import uuid
+from abc import ABC, abstractmethod
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+COMPOSE_FILE = str(Path(__file__).resolve().parent.parent / "docker-compose.yml")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-UNPACKED = CACHE / "rabbitmq-by-example"  # see unpack()
-SERVER = "usr/lib/rabbitmq/bin/rabbitmq-server"  # in Debian's package
+FOLDER = CACHE / "rabbitmq-by-example"
+DEBIAN = FOLDER / "debian"  # see unpack()
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,7 +50,7 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,  # the user's Ctrl+C must not interrupt a clean-up
     ) as process:
@@ -57,14 +59,12 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) 
         except BaseException as error:
             process.terminate()  # and wait until it has exited: it might clean up
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BrokerError(
-                    f"Not within {timeout} s: {' '.join(command)}"
-                ) from None
+                raise BrokerError(f"No end within {timeout} s: {command}") from None
             raise
     if process.returncode:
         # Indented lines are Docker Compose's progress.
-        reasons = [line for line in errors.splitlines() if not line.startswith(" ")]
-        reason = "\n".join(reasons) or f"exit status {process.returncode}"
+        lines = [line for line in errors.splitlines() if not line.startswith(" ")]
+        reason = "\n".join(lines) or f"exit status {process.returncode}"
         raise BrokerError(f"{' '.join(command)}: {reason}")
     return output
 
@@ -84,34 +84,33 @@ def wait_until(
 
 
 def answers(port: int) -> bool:
-    """Return whether a RabbitMQ on localhost accepts connections on that port.
+    """Return whether a RabbitMQ on localhost answers on that port.
 
-    A client begins with a protocol header, and the broker answers with a method that
-    contains its product name: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf,
-    4.2.2, and https://www.rabbitmq.com/docs/connections.
+    A client begins with a protocol header. The broker answers with a method that
+    contains its name: section 4.2.2 of the specification on
+    https://www.rabbitmq.com/amqp-0-9-1-protocol.
 
-    Raises BrokerError if something else listens there.
+    Raises BrokerError if another program answers.
     """
     try:
         with socket.create_connection(("localhost", port), timeout=5) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             answer = connection.recv(4096)
     except TimeoutError:
-        answer = b"nothing"
+        answer = b"silence"
     except OSError:
-        return False
+        answer = b""
     if answer and b"RabbitMQ" not in answer:
         raise BrokerError(
-            f"A program that isn't RabbitMQ listens on port {port}. Stop it, or set "
-            "AMQP_PORT to another port."
+            f"Another program uses port {port}. Stop it, or set AMQP_PORT."
         )
     return bool(answer)
 
 
 def free_port() -> int:
-    """Return a free port below those that the system gives to programs that ask for any.
+    """Return a port that stays free while a broker restarts.
 
-    So the port stays free while a broker restarts.
+    It's below those that the system gives to a program that doesn't ask for one.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -119,49 +118,37 @@ def free_port() -> int:
             return port
 
 
-class Broker:
-    """A RabbitMQ node that we control. Its methods raise BrokerError.
+def check_path(path: Path) -> None:
+    """Raise BrokerError if RabbitMQ can't run in that folder."""
+    if not re.fullmatch(r"[\w./+-]+", str(path), re.ASCII):
+        raise BrokerError(
+            f"RabbitMQ can't run in {path}, because the path contains a character "
+            "other than A-Z, a-z, 0-9 and _./+- Set TMPDIR or XDG_CACHE_HOME to a "
+            "folder with a simpler path."
+        )
 
-    `url` is its AMQP_URL, `version` is RabbitMQ's, `kind` is how it runs.
+
+class Node(ABC):
+    """What both kinds of broker have. Their other methods are the same, too.
+
+    `url` is the broker's AMQP_URL. The methods raise BrokerError.
     """
-
-    kind: str
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"amqp://guest:guest@localhost:{port}/%2F"
 
+    @abstractmethod
     def start(self) -> None:
         """Start the node, with the data it had, if any. Return once it's ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Shut the node down as an administrator would. Keep its data."""
-        raise NotImplementedError
 
-    def kill(self) -> None:
-        """Kill the node with SIGKILL. Keep its data as they are at that moment."""
-        raise NotImplementedError
-
-    def freeze(self) -> None:
-        """Suspend the node: connections stay open, and the broker doesn't respond."""
-        raise NotImplementedError
-
-    def thaw(self) -> None:
-        """Resume the node after freeze()."""
-        raise NotImplementedError
-
-    def remove(self) -> None:
-        """Stop the node and delete its data."""
-        raise NotImplementedError
-
+    @abstractmethod
     def ctl(self, *arguments: str) -> str:
-        """Return what rabbitmqctl prints: https://www.rabbitmq.com/docs/man/rabbitmqctl.8"""
-        raise NotImplementedError
-
-    def log(self) -> str:
-        """Return the node's log."""
-        raise NotImplementedError
+        """Run https://www.rabbitmq.com/docs/man/rabbitmqctl.8 and return its output."""
 
     def restart(self) -> None:
         """Stop the node and start it again."""
@@ -170,27 +157,29 @@ class Broker:
 
     @functools.cached_property
     def version(self) -> str:
+        """RabbitMQ's version, such as "4.3.6"."""
         return self.ctl("version").strip()
 
 
-class DockerBroker(Broker):
-    """A service of docker-compose.yml. The project's name separates it from others."""
+class DockerBroker(Node):
+    """A service of docker-compose.yml."""
 
     kind = "in Docker"
 
     def __init__(
         self, project: str, ports: dict[str, int], service: str = "rabbitmq"
     ) -> None:
-        """ports has a value for each variable in docker-compose.yml's ports."""
+        """The project's name separates it from others. Ports are for the variables."""
         suffix = service.removeprefix("rabbitmq").replace("rabbit-", "_")
-        super().__init__(ports["AMQP_PORT" + suffix])
+        super().__init__(ports[f"AMQP_PORT{suffix}"])
         self.service = service
         self._env = os.environ | {name: str(port) for name, port in ports.items()}
-        self._command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
-        self._command += ["-p", project, *(["--profile", "cluster"] if suffix else [])]
+        self._command = ["docker", "compose", "-f", COMPOSE_FILE, "-p", project]
+        self._command += ["--profile", "cluster"] if suffix else []
 
-    def compose(self, *arguments: str, timeout: float = 300) -> str:
-        return run(*self._command, *arguments, env=self._env, timeout=timeout)
+    def compose(self, *arguments: str) -> str:
+        """Run `docker compose` for this project and return its output."""
+        return run(*self._command, *arguments, env=self._env)
 
     def start(self) -> None:
         self.compose("up", "-d", "--wait", self.service)
@@ -200,95 +189,107 @@ class DockerBroker(Broker):
         self.compose("stop", self.service)
 
     def kill(self) -> None:
+        """Kill the node with SIGKILL. Keep its data as they are at that moment."""
         self.compose("kill", self.service)
 
     def freeze(self) -> None:
+        """Suspend the node: connections stay open, and the broker doesn't respond."""
         self.compose("pause", self.service)
 
     def thaw(self) -> None:
+        """Resume the node after freeze()."""
         self.compose("unpause", self.service)
 
     def remove(self) -> None:
+        """Stop all nodes of the project and delete their data."""
         self.compose("down", "-v", "-t", "0")
 
     def ctl(self, *arguments: str) -> str:
         return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
 
     def log(self) -> str:
+        """Return the node's log."""
         return self.compose("logs", "--no-log-prefix", "--no-color", self.service)
 
 
-class NativeBroker(Broker):
+class NativeBroker(Node):
     """A node of this machine's rabbitmq-server.
 
     It keeps everything in one folder, reads nothing from /etc/rabbitmq, and listens
     only on 127.0.0.1, as does Erlang's port mapper (epmd), which it runs itself.
-    The variables: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+    https://www.rabbitmq.com/docs/configure#supported-environment-variables
     """
 
     kind = "as a private node on this machine"
 
     def __init__(self, port: int, folder: Path, ui_port: int | None = None) -> None:
         super().__init__(port)
-        self.folder = folder
-        self._server: subprocess.Popen | None = None
-        self._epmd: subprocess.Popen | None = None
-        self._log = folder / "rabbit.log"
-        self._programs = native_programs()
-        if not self._programs:
-            raise BrokerError(f"RabbitMQ isn't installed here. {HOW_TO_INSTALL}")
-        config = [f"listeners.tcp.1 = 127.0.0.1:{port}"]
-        if ui_port:
-            config.append(
-                f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}"
+        check_path(folder)
+        programs = native_programs()
+        if not programs:
+            raise BrokerError(
+                "RabbitMQ isn't here. Type: python3 tools/broker.py install"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "rabbitmq.conf").write_text("\n".join(config) + "\n")
-        plugins = "rabbitmq_management" if ui_port else ""
-        (folder / "enabled_plugins").write_text(f"[{plugins}].\n")
-        inherited = {
+        self.folder = folder
+        self._processes: list[subprocess.Popen] = []
+        config, plugins = f"listeners.tcp.1 = 127.0.0.1:{port}\n", "[]."
+        if ui_port:
+            config += (
+                f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}\n"
+            )
+            plugins = "[rabbitmq_management]."
+        (folder / "rabbitmq.conf").write_text(config)
+        (folder / "enabled_plugins").write_text(plugins)
+        files = {
+            "CONF_ENV_FILE": "rabbitmq-env.conf",  # doesn't exist, as two more of these
+            "CONFIG_FILE": "rabbitmq.conf",
+            "CONFIG_FILES": "conf.d/*.conf",
+            "ADVANCED_CONFIG_FILE": "advanced.config",
+            "ENABLED_PLUGINS_FILE": "enabled_plugins",
+            "MNESIA_BASE": "data",
+            "LOG_BASE": "",
+            "LOGS": "rabbit.log",
+        }
+        self._env = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("RABBITMQ_", "ERL_"))
         }
-        self._env = inherited | {
-            "HOME": str(folder),  # for the Erlang cookie
-            "PATH": os.pathsep.join([*map(str, self._programs), os.environ["PATH"]]),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(free_port()),
+        self._env |= {
+            f"RABBITMQ_{name}": f"{folder}/{file}" for name, file in files.items()
+        }
+        self._env |= {
             "RABBITMQ_NODENAME": "example@localhost",
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "-kernel inet_dist_use_interface {127,0,0,1}"
             ),
-            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
-            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d" / "*.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-            "RABBITMQ_LOG_BASE": str(folder),
-            "RABBITMQ_LOGS": str(self._log),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(free_port()),
+            "HOME": str(folder),  # for the Erlang cookie
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            # For libraries that unpack() found missing.
+            "LD_LIBRARY_PATH": ":".join(map(str, DEBIAN.glob("usr/lib/*-linux-gnu*"))),
         }
-        # Libraries that unpack() found missing.
-        libraries = map(str, UNPACKED.glob("usr/lib/*-linux-gnu*"))
-        self._env["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
 
-    def _popen(self, *command: str) -> subprocess.Popen:
+    def _start(self, program: str) -> subprocess.Popen:
         with (self.folder / "output").open("ab") as output:
-            return subprocess.Popen(
-                command,
+            process = subprocess.Popen(
+                [program],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                start_new_session=True,  # a process group for signals
             )
+        self._processes.append(process)
+        return process
 
     def start(self) -> None:
-        if not self._epmd:
-            self._epmd = self._popen("epmd")
-        server = self._server = self._popen("rabbitmq-server")
+        if not self._processes:
+            self._start("epmd")
+        server = self._start("rabbitmq-server")
 
         def ready() -> bool:
             if server.poll() is not None:
@@ -299,110 +300,100 @@ class NativeBroker(Broker):
         wait_until(ready, f"an answer on localhost:{self.port}")
 
     def stop(self) -> None:
-        if self._server:
-            # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
-            self._server.terminate()
-            self._server.wait(60)
+        # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
+        self._processes[-1].terminate()
+        self._processes[-1].wait(60)
 
-    def _signal(self, signum: int) -> None:
-        if self._server:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._server.pid, signum)
+    def _signal(self, signum: int, process: subprocess.Popen) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signum)
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        if self._server:
-            self._server.wait()
+        self._signal(signal.SIGKILL, self._processes[-1])
+        self._processes[-1].wait()
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP, self._processes[-1])
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT, self._processes[-1])
 
     def remove(self) -> None:
-        self.kill()
-        if self._epmd:
-            self._epmd.kill()
-            self._epmd.wait()
+        for process in self._processes:
+            self._signal(signal.SIGKILL, process)
+            process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
         return run("rabbitmqctl", "-q", *arguments, env=self._env)
 
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        return (self.folder / "rabbit.log").read_text(errors="replace")
 
 
-HOW_TO_INSTALL = "Type: python3 tools/broker.py install"
+Broker = DockerBroker | NativeBroker
 
 
-def native_programs() -> list[Path]:
-    """Return the folders of rabbitmq-server and Erlang, or [] if we don't find them."""
-    # Debian's rabbitmq-server in /usr/sbin is a wrapper that uses the system's node.
+def native_programs() -> str:
+    """Return where rabbitmq-server is, as the beginning of a PATH, or ""."""
+    # Not Debian's /usr/sbin: that is a wrapper for the system's own node.
     for folder in ("/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin"):
         if Path(folder, "rabbitmq-server").exists():
-            return [Path(folder)]
-    if (UNPACKED / SERVER).exists():
-        return [(UNPACKED / SERVER).parent, UNPACKED / "usr/lib/erlang/bin"]
+            return folder
+    if DEBIAN.exists():
+        return f"{DEBIAN}/usr/lib/rabbitmq/bin:{DEBIAN}/usr/lib/erlang/bin"
     found = shutil.which("rabbitmq-server")
-    return [Path(found).parent] if found else []
+    return str(Path(found).parent) if found else ""
 
 
 def unpack() -> None:
-    """Download Debian's rabbitmq-server and what it needs, and unpack it into ~/.cache.
+    """Download Debian's rabbitmq-server and what it needs, and unpack it into DEBIAN.
 
-    We don't install the packages, for three reasons. Installing needs root. It can be
-    interrupted halfway. And it adds a service that starts at every boot and listens on
-    all interfaces. Deleting the folder undoes this. Raises BrokerError.
+    We don't install the packages, for three reasons. Installing requires root. An
+    interruption leaves packages half-configured. And the package adds a service, which
+    starts at every boot and listens on all interfaces. Deleting the folder undoes this.
+
+    Raises BrokerError.
     """
-    if not re.fullmatch(r"[\w./+-]+", str(UNPACKED), re.ASCII):
-        raise BrokerError(
-            f"RabbitMQ's scripts can't run from {UNPACKED}, because of the path. Set "
-            "XDG_CACHE_HOME to one with only ASCII letters, digits and . / + - _"
-        )
-    print("Downloading RabbitMQ for the lessons, once.", file=sys.stderr)
-    UNPACKED.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}-") as name:
-        folder = Path(name)
-        for subfolder in ("lists/partial", "archives/partial"):
-            (folder / subfolder).mkdir(parents=True)
+    check_path(DEBIAN)
+    print(f"Downloading Debian's RabbitMQ into {FOLDER}, once.", flush=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        new = Path(name)
+        for folder in ("lists/partial", "archives/partial"):
+            (new / folder).mkdir(parents=True)
         apt = ["apt-get", "-q", "-y"]
         for option in (
-            f"Dir::State::Lists={folder}/lists",
-            f"Dir::Cache={folder}",
+            f"Dir::State::Lists={new}/lists",
+            f"Dir::Cache={new}",
             "APT::Sandbox::User=root",  # the user _apt can't write to our folder
-            "Debug::NoLocking=true",  # we change nothing that others could lock
+            "Debug::NoLocking=true",  # we don't change what the lock protects
         ):
             apt += ["-o", option]
         run(*apt, "update")
         install = ["install", "--download-only", "--no-install-recommends"]
         run(*apt, *install, "rabbitmq-server", timeout=1800)
-        for package in folder.glob("archives/*.deb"):
-            run("dpkg-deb", "-x", str(package), str(folder / "root"))
-        erl = folder / "root/usr/lib/erlang/bin/erl"
-        home = "/usr/lib/erlang"
-        erl.write_text(erl.read_text().replace(home, f"{UNPACKED}{home}"))
+        for package in new.glob("archives/*.deb"):
+            run("dpkg-deb", "-x", str(package), f"{new}/root")
+        erl, home = new / "root/usr/lib/erlang/bin/erl", "/usr/lib/erlang"
+        erl.write_text(erl.read_text().replace(home, f"{DEBIAN}{home}"))
         with contextlib.suppress(OSError):  # another process was faster
-            (folder / "root").rename(UNPACKED)
+            (new / "root").rename(DEBIAN)
 
 
 def install() -> None:
-    """Make sure that temporary_broker() finds all it needs. Raises BrokerError."""
+    """Get what temporary_broker() needs, unless it's here. Raises BrokerError."""
     if uses_docker():
-        command = ["docker", "compose", "-f", str(ROOT / "docker-compose.yml")]
-        image = run(*command, "config", "--images").split()[0]
-        if not run("docker", "image", "ls", "-q", image).strip():
-            print(f"Pulling {image}, once.", file=sys.stderr)
+        image = run("docker", "compose", "-f", COMPOSE_FILE, "config", "--images")
+        image = image.split()[0]
+        if not run("docker", "image", "ls", "-q", image):
+            print(f"Pulling {image}, once.", flush=True)
             run("docker", "pull", "-q", image, timeout=1800)
     elif not native_programs():
         if not shutil.which("apt-get"):
-            brew = sys.platform == "darwin"
-            advice = (
-                "Type: brew install rabbitmq" if brew else "Install one of the two."
-            )
             raise BrokerError(
-                f"Neither Docker nor RabbitMQ is here ({docker_problem()}). {advice}"
+                f"RabbitMQ isn't here, and Docker can't run it ({docker_problem()}). "
+                "Install one of them, for example with: brew install rabbitmq"
             )
         unpack()
 
@@ -414,46 +405,43 @@ def docker_problem() -> str:
         return "there's no docker command"
     try:
         run("docker", "info", timeout=30)
-    except BrokerError as error:
-        return str(error)
-    try:
         version = run("docker", "compose", "version", "--short", timeout=30).strip()
     except BrokerError as error:
-        version = str(error)
+        return str(error).splitlines()[0]
     if not re.match(r"v?([2-9]|\d\d)\.", version):
-        return f"docker compose must be Docker Compose 2 or later, but it's: {version}"
+        return f"Docker Compose 2 or later is required, but this is {version}"
     return ""
 
 
 def uses_docker() -> bool:
-    """Return whether to use Docker.
+    """Return whether brokers run in Docker.
 
-    Raises BrokerError if BROKER requires it and it doesn't work, and if Docker is
-    installed, doesn't work, and nothing else is here.
+    Raises BrokerError if BROKER is wrong, or if Docker fails and there's nothing else.
     """
-    choice = os.environ.get("BROKER", "")
-    if choice not in ("", "docker", "native"):
+    choice = os.environ.get("BROKER") or "any"
+    if choice not in ("any", "docker", "native"):
         raise BrokerError(f"BROKER must be docker or native, not {choice!r}")
     if choice == "native":
         return False
-    problem = docker_problem()
-    if choice == "docker" and problem:
-        raise BrokerError(f"BROKER is docker, but we can't use it: {problem}")
-    return not problem
+    if docker_problem() and (
+        choice == "docker" or (shutil.which("docker") and not native_programs())
+    ):
+        raise BrokerError(
+            f"Docker fails: {docker_problem()}. Correct that, or run a broker without "
+            "Docker: export BROKER=native"
+        )
+    return not docker_problem()
 
 
 @contextlib.contextmanager
 def ignore_signals() -> Iterator[None]:
     """Let nothing that a user can send from a terminal interrupt a clean-up."""
-    handlers = {}
-    with contextlib.suppress(ValueError):  # we aren't in the main thread
-        for signum in SIGNALS:
-            handlers[signum] = signal.signal(signum, signal.SIG_IGN)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -477,23 +465,22 @@ def temporary_broker() -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def temporary_cluster() -> Iterator[list[Broker]]:
+def temporary_cluster() -> Iterator[list[DockerBroker]]:
     """Start the three nodes of docker-compose.yml. Remove them afterwards.
 
     Raises BrokerError if they don't start, or if we can't use Docker.
     """
     if not uses_docker():
-        raise BrokerError(f"A cluster needs Docker, but: {docker_problem()}")
+        raise BrokerError(
+            "Three nodes require Docker. Set BROKER=docker to see why not."
+        )
+    variables = ("AMQP_PORT_1", "AMQP_PORT_2", "AMQP_PORT_3", "UI_PORT_1")
+    ports = {variable: free_port() for variable in variables}
     project = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
-    ports = {f"AMQP_PORT_{n}": free_port() for n in (1, 2, 3)} | {
-        "UI_PORT_1": free_port()
-    }
     nodes = [DockerBroker(project, ports, f"rabbit-{n}") for n in (1, 2, 3)]
     try:
         nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
-        for node in nodes:
-            node.start()
-        yield list(nodes)
+        yield nodes
     finally:
         with ignore_signals():
             nodes[0].remove()
@@ -511,16 +498,17 @@ def run_in_foreground() -> None:
     port, ui_port = port_from("AMQP_PORT", 5672), port_from("UI_PORT", 15672)
     if answers(port):
         raise BrokerError(f"A RabbitMQ is already running on localhost:{port}.")
+    install()
     broker: Broker
     if uses_docker():
         ports = {"AMQP_PORT": port, "UI_PORT": ui_port}
         broker = DockerBroker("rabbitmq-by-example", ports)
     else:
-        broker = NativeBroker(port, ROOT / ".broker", ui_port)
+        broker = NativeBroker(port, FOLDER / "data", ui_port)
     try:
         broker.start()
         print(f"RabbitMQ {broker.version} is ready on localhost:{port}, {broker.kind}.")
-        print(f"Management UI: http://localhost:{ui_port} (guest, guest). Stop: CTRL+C")
+        print(f"Management UI: http://localhost:{ui_port} (guest, guest). Stop: Ctrl+C")
         signal.pause()
     finally:
         with ignore_signals():
@@ -528,10 +516,10 @@ def run_in_foreground() -> None:
 
 
 def exit_on_error(main: Callable[[], None]) -> None:
-    """Call main(). Turn signals into KeyboardInterrupt, and BrokerError into one line."""
+    """Call main(). Clean up after a signal. Print a BrokerError without traceback."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for signum in SIGNALS:
         signal.signal(signum, signal.default_int_handler)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         main()
     except KeyboardInterrupt:
@@ -545,11 +533,8 @@ def main() -> None:
         description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=["install", "run"])
-    if parser.parse_args().command == "install":
-        install()
-    else:
-        install()
-        run_in_foreground()
+    command = parser.parse_args().command
+    {"install": install, "run": run_in_foreground}[command]()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tools and the tests know about the lessons. A new lesson is an entry here."""
+"""What the tools and the tests know about the lessons: each has an entry here."""
 
 from __future__ import annotations
 
@@ -103,6 +103,35 @@ LESSONS = {
         remaining={"dead_orders": 3},
         afterwards=[["--dead"]],
         found=["[x] Dead …cof'", "[x] Dead …unicorn…", "[x] Dead …bomb…"],
+    ),
+    "advanced/headers": Lesson(
+        exchanges=["headers_logs"],
+        consumers=[
+            ["all", "facility=kern", "level=5"],
+            ["any", "facility=kern", "level=5"],
+        ],
+        producers=[
+            ["Kernel panic", "facility=kern", "level=5"],
+            ["Login failed", "facility=auth", "level=5"],
+        ],
+        consumed=[
+            ["[x] Received 'Kernel panic' …"],
+            ["[x] Received 'Kernel panic' …", "[x] Received 'Login failed' …"],
+        ],
+        produced=["[x] Sent 'Kernel panic' …", "[x] Sent 'Login failed' …"],
+    ),
+    "advanced/stream": Lesson(
+        queues=["events"],
+        consumers=[["alice"], ["bob", "1"]],
+        consumed=[
+            [
+                "[x] Received 0: 'signup'",
+                "[x] Received 1: 'login'",
+                "[x] Received 2: 'purchase'",
+            ],
+            ["[x] Received 1: 'login'", "[x] Received 2: 'purchase'"],
+        ],
+        produced=[f"[x] Sent {event!r}" for event in ("signup", "login", "purchase")],
     ),
 }
 

@@ -52,8 +52,8 @@ def draw(terminals: list[list[str]]) -> str:
     )
     for i, output in enumerate(terminals):
         lines = "\n".join(
-            f'<text x="16" y="{28 + LINE * number}" fill="#e6edf3">{escape(line)}</text>'
-            for number, line in enumerate(output, start=1)
+            f'<text x="16" y="{28 + LINE * n}" fill="#e6edf3">{escape(line)}</text>'
+            for n, line in enumerate(output, start=1)
         )
         svg += TERMINAL.format(
             x=i * (WIDTH + 10), width=WIDTH, height=HEIGHT, number=i + 1, lines=lines

@@ -17,8 +17,8 @@ READY = ("[*] Waiting", "[x] Awaiting")  # a consumer prints one once it's consu
 class ScriptProcess:
     """A running script, such as ScriptProcess("simple/consumer.py", url=broker.url).
 
-    `output` and `errors` are the lines of its standard output and standard error so far.
-    `on_line`, if given, is called with each line of either. It runs in a reader thread.
+    `output` and `errors` are the lines of its standard output and error so far.
+    `on_line`, if given, is called with each line of either, in another thread.
     Other keyword arguments become environment variables. Timeouts are in seconds.
     """
 
