@@ -1,0 +1,80 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["pika>=1.3,<1.5"]
+# ///
+"""Stream: append events to a log that any number of readers can read, again and again.
+
+    producer.py --> (default exchange) --> [stream "events"] -+-> consumer.py alice
+                                                              +-> consumer.py bob
+
+    python advanced/stream/producer.py                    sends three events
+    python advanced/stream/producer.py login logout       sends these
+
+Start the readers before or after: the stream keeps the events.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser
+
+import pika
+
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
+
+EVENTS = ["signup", "login", "purchase"]
+
+
+def main():
+    parser = ArgumentParser(description="Append events to the stream 'events'.")
+    parser.add_argument("event", nargs="*", default=EVENTS, help="any text")
+    events = parser.parse_args().event
+
+    connection = connect()
+    channel = connection.channel()
+
+    # A stream is a queue that keeps its messages when they're read. Both scripts
+    # declare it with the same arguments, so that you can start either of them first.
+    arguments = {
+        "x-queue-type": "stream",
+        # Delete the oldest events beyond 1 GB. Without a limit, a stream only grows.
+        "x-max-length-bytes": 1_000_000_000,
+    }
+    channel.queue_declare(queue="events", durable=True, arguments=arguments)
+
+    # Publisher confirms: basic_publish now returns only when the broker has the event
+    # in the stream, or raises an exception.
+    channel.confirm_delivery()
+    for event in events:
+        channel.basic_publish(
+            exchange="",
+            routing_key="events",
+            body=event.encode(errors="surrogateescape"),
+            mandatory=True,
+        )
+        print(f" [x] Sent {event!r}")
+    connection.close()
+
+
+# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
+def connect():
+    try:
+        parameters = pika.URLParameters(AMQP_URL)
+    except Exception as error:  # print it only if it can't contain the password
+        hint = "It should look like amqp://user:password@host:5672/%2F"
+        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
+        hint = "Is it running? Are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+
+if __name__ == "__main__":
+    # Print immediately, even to a pipe, and any character, even to an old terminal.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f" [!] {error!r}")
