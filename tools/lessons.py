@@ -120,6 +120,24 @@ LESSONS = {
         ],
         produced=["[x] Sent 'Kernel panic' …", "[x] Sent 'Login failed' …"],
     ),
+    "advanced/retry": Lesson(
+        queues=[
+            "emails",
+            "emails_wait_1s",
+            "emails_wait_3s",
+            "emails_wait_9s",
+            "dead_emails",
+        ],
+        producers=[["Hello", "Invoice.."]],
+        consumed=[["[x] Done 'Invoice..'", "[x] Done 'Hello'"]],
+        produced=["[x] Sent 'Hello'", "[x] Sent 'Invoice..'"],
+    ),
+    "advanced/idempotent": Lesson(
+        queues=["purchases"],
+        producers=[["book", "pen"]],
+        consumed=[["[x] Sold 'book'", "[x] Sold 'pen'"]],
+        produced=["[x] Sent 'book'", "[x] Sent 'pen'"],
+    ),
     "advanced/stream": Lesson(
         queues=["events"],
         consumers=[["alice"], ["bob", "1"]],
