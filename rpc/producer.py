@@ -57,7 +57,7 @@ def main():
     reply_to = "amq.rabbitmq.reply-to"
     channel.basic_consume(queue=reply_to, on_message_callback=on_answer, auto_ack=True)
 
-    # The queue doesn't exist until a server has run. Then, a request comes back here.
+    # Until a server has run, the queue doesn't exist, and our requests come back.
     def on_return(channel, method, properties, body):
         sys.exit(" [!] Not delivered: no queue 'rpc_queue'. Start consumer.py first.")
 
