@@ -1,58 +1,172 @@
-"""tools/: the demo and the broker's commands, as a user types them."""
+"""tools/: the demo and the broker's commands, as you type them."""
 
+from __future__ import annotations
+
+import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
-import pika
 import pytest
-from broker import run, uses_docker
+from broker import NativeBroker, run, wait_until
+from demo import compare, run_lesson
+from lessons import LESSONS
+from script import ROOT
 
-# All but work_queue, whose tasks take their time; `make demo` and test_work_queue.py run it.
-LESSONS = [
-    pytest.param("simple", marks=pytest.mark.unconfirmed),
-    "fanout",
-    "direct",
-    "topic",
-    "rpc",
-    "advanced/confirms",
-    "advanced/dead_letter",
-]
+# Where nothing of ours listens, unless it listens on all interfaces.
+OTHER_ADDRESS = "127.0.0.2"
+
+
+def test_every_lesson_has_an_entry():
+    scripts = [*ROOT.glob("*/consumer.py"), *ROOT.glob("advanced/*/consumer.py")]
+    folders = {script.parent.relative_to(ROOT).as_posix() for script in scripts}
+    assert set(LESSONS) == folders
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_demo_of_a_lesson_ends_well_and_marks_each_end(start, lesson):
-    demo = start("tools/demo.py", lesson)
-    assert demo.end(60) == 0, str(demo)
-    assert demo.lines[-1] == f"All delivered: {lesson}."
-    assert any(line.startswith("  producer | ") for line in demo.lines)
-    assert any(line.lstrip().startswith("consumer") for line in demo.lines)
-    assert "\x1b" not in "".join(demo.lines)  # no colours where there is no terminal
+def test_demo_of_a_lesson(start, broker, capsys, lesson):
+    run_lesson(lesson, broker.url)
+    output = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  producer | $ python ") for line in output)
+    assert any(line.lstrip().startswith("consumer") for line in output)
+    assert "\x1b" not in "".join(output)  # no colors outside a terminal
 
 
-def test_the_demo_notices_what_did_not_arrive(start, channel):
-    # A third consumer, which the demo knows nothing of, takes a share of the messages.
+def test_demo_compares_lines_of_the_same_kind():
+    expected = ["[x] Received 'a…'", "[x] Received 'b'"]
+    output = [" [*] Waiting", " [x] Done", " [x] Received 'a1'", " [x] Received 'c'"]
+    assert compare(expected, output) == (["[x] Received 'b'"], ["[x] Received 'c'"])
+
+
+def test_demo_fails_when_a_message_goes_elsewhere(start, broker, channel):
     channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
     channel.basic_consume("hello", lambda *_: None, auto_ack=True)
-    demo = start("tools/demo.py", "simple", "--patience", "3")
-    code = demo.end(60)
-    assert code == 1, str(demo)
-    assert "simple" in demo.errors[-1] or "Received '兔子" in demo.errors[-1]
+    with pytest.raises(Exception, match="Not within 2 s"):
+        run_lesson("simple", broker.url, timeout=2)
 
 
-def test_the_demo_of_an_unknown_lesson_is_a_wrong_argument(start):
-    assert start("tools/demo.py", "no-such-lesson").end() == 2
+def test_demo_rejects_unknown_lesson(start):
+    assert start("tools/demo.py", "no-such-lesson").wait() == 2
 
 
-def test_a_broker_that_is_there_is_left_alone(start, broker):
-    port = str(pika.URLParameters(broker.url).port)
-    command = start("tools/broker.py", "up", AMQP_PORT=port)
-    assert command.end() == 0
-    assert command.lines == [f"A broker is there already, on localhost:{port}."]
+def test_demo_refuses_a_broker_that_it_did_not_start(start):
+    demo = start("tools/demo.py", "simple")
+    assert demo.wait() == 1
+    assert len(demo.errors) == 1
+    assert "AMQP_URL" in demo.errors[0]
 
 
-def test_a_port_that_something_else_has_is_one_line(start):
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
+)
+def test_interrupted_demo_leaves_nothing(start, tmp_path, signum):
+    # Another node's settings in our environment make no difference.
+    demo = start(
+        "tools/demo.py",
+        "work_queue",
+        url="",
+        TMPDIR=str(tmp_path),
+        RABBITMQ_NODENAME="other@localhost",
+        RABBITMQ_CONFIG_FILE="/no/such/file",
+    )
+    demo.wait_for("[x] Received", timeout=60)
+    port = int(re.search(r"on localhost:(\d+)", demo.output[0])[1])
+    projects = docker_projects(port)
+    demo.process.send_signal(signum)
+    assert demo.stop(signum, timeout=60) == 130  # a second time, as the impatient do
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port))
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) not in run("ps", "-ww", "-e", "-o", "args")
+    for project in projects:
+        for kind in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):
+            label = f"label=com.docker.compose.project={project}"
+            assert run("docker", *kind, "-q", "--filter", label) == ""
+
+
+def docker_projects(port: int) -> list[str]:
+    """Return the Compose project that publishes the port, if any."""
+    if os.environ.get("BROKER") == "native" or not shutil.which("docker"):
+        return []
+    label = '{{.Label "com.docker.compose.project"}}'
+    command = ["docker", "ps", "--filter", f"publish={port}", "--format", label]
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name
+)
+def test_interrupted_tests_leave_nothing(tmp_path, signum):
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:randomly"]
+    command += ["tests/test_fanout.py", "tests/test_direct.py"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path), "BROKER": "native"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(lambda: list(tmp_path.glob("rabbitmq-*/rabbit.log")), "a node", 60)
+    os.killpg(process.pid, signum)  # as a terminal does
+    process.wait(60)
+    wait_until(lambda: not list(tmp_path.glob("rabbitmq-*")), "no folder", 60)
+    assert str(tmp_path) not in run("ps", "-ww", "-e", "-o", "args")
+
+
+def test_broker_listens_on_loopback_only(broker):
+    ports = [broker.port]
+    if isinstance(broker, NativeBroker):
+        variables = ("ERL_EPMD_PORT", "RABBITMQ_DIST_PORT")
+        ports += [int(broker.environment[name]) for name in variables]
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port)).close()
+        with pytest.raises(OSError, match=r"refused|assign|unreachable|timed out"):
+            socket.create_connection((OTHER_ADDRESS, port), timeout=5)
+
+
+def test_native_broker_reads_only_its_own_files(broker):
+    if not isinstance(broker, NativeBroker):
+        return  # an image has its own /etc/rabbitmq
+    assert "/etc/rabbitmq" not in broker.log()
+    assert f"{broker.folder}/rabbitmq.conf" in broker.log()
+
+
+def test_demo_works_in_a_folder_with_an_unusual_path(tmp_path):
+    folder = tmp_path / "a b (文档)"
+    for name in ("tools", "simple"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+    command = [sys.executable, "tools/demo.py", "simple"]
+    environment = os.environ | {"AMQP_URL": ""}
+    demo = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    assert demo.returncode == 0, demo
+
+
+def error_lines(start, command: str, **environment: str) -> list[str]:
+    """Run tools/broker.py until it fails, and return what it prints."""
+    process = start("tools/broker.py", command, **environment)
+    assert process.wait() == 1, process
+    assert process.output == []
+    return process.errors
+
+
+def test_native_broker_names_a_path_that_it_cannot_use(start, tmp_path):
+    cache = tmp_path / "文档"
+    [line] = error_lines(start, "run", BROKER="native", XDG_CACHE_HOME=str(cache))
+    assert str(cache) in line
+
+
+def test_broker_that_is_already_running_is_left_alone(start, broker):
+    assert error_lines(start, "run", AMQP_PORT=str(broker.port)) == [
+        f"broker: A RabbitMQ is already running on localhost:{broker.port}."
+    ]
+
+
+def test_port_that_another_program_uses(start):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
@@ -64,57 +178,70 @@ def test_a_port_that_something_else_has_is_one_line(start):
         thread = threading.Thread(target=answer)
         thread.start()
         port = server.getsockname()[1]
-        command = start("tools/broker.py", "up", AMQP_PORT=str(port))
-        assert command.end() == 1
+        lines = error_lines(start, "run", AMQP_PORT=str(port))
         thread.join()
-    assert command.errors == [
-        f"broker: something that is no RabbitMQ listens on port {port}: set AMQP_PORT"
+    assert lines == [
+        f"broker: Another program uses port {port}. Stop it, or set AMQP_PORT."
     ]
 
 
-def test_a_broker_that_up_did_not_start_is_not_stopped(start, broker):
-    port = str(pika.URLParameters(broker.url).port)
-    command = start("tools/broker.py", "down", AMQP_PORT=port)
-    assert command.end() == 1
-    assert command.errors == [f"broker: `up` did not start the broker on localhost:{port}"]
-    assert broker.version  # which it tells
-
-
 @pytest.mark.parametrize("port", ["abc", "-1", "0", "65536"])
-def test_a_port_that_is_none_is_one_line(start, port):
-    command = start("tools/broker.py", "up", AMQP_PORT=port)
-    assert command.end() == 1
-    assert command.errors == [f"broker: AMQP_PORT is {port!r}; it may be from 1 to 65535"]
+def test_invalid_port(start, port):
+    assert error_lines(start, "run", AMQP_PORT=port) == [
+        f"broker: AMQP_PORT must be a number from 1 to 65535, not '{port}'"
+    ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["SIGINT", "SIGHUP"])
-def test_a_demo_that_is_stopped_leaves_nothing(start, tmp_path, number):
-    demo = start("tools/demo.py", "work_queue", url="", AMQP_URL="", TMPDIR=str(tmp_path))
-    demo.wait_for("] Received", timeout=60)
-    port = int(re.search(r"of its own is ready on localhost:(\d+)", demo.lines[0])[1])
-    project = project_of(port)
-    demo.process.send_signal(number)
-    assert demo.stop(number, timeout=60) == 130  # and once more, as the impatient do
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("localhost", port))
-    assert list(tmp_path.iterdir()) == []
-    if project:
-        for what in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):
-            label = f"label=com.docker.compose.project={project}"
-            assert run("docker", *what, "-q", "--filter", label) == ""
+def test_invalid_kind_of_broker(start):
+    assert error_lines(start, "install", BROKER="podman") == [
+        "broker: BROKER must be docker or native, not 'podman'"
+    ]
 
 
-def project_of(port: int) -> str:
-    """Return the compose project that publishes a port; nothing if Docker is not used."""
-    if not uses_docker():
-        return ""
-    label = '{{.Label "com.docker.compose.project"}}'
-    return run("docker", "ps", "--filter", f"publish={port}", "--format", label).strip()
+DENIED = "permission denied while trying to connect to the Docker daemon socket"
 
 
-def test_stopping_a_broker_that_is_not_there_says_so(start):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    command = start("tools/broker.py", "down", AMQP_PORT=port)
-    assert command.end() == 0
-    assert command.lines == [f"There is no broker on localhost:{port}."]
+@pytest.mark.parametrize(
+    ("docker", "expected"),
+    [
+        (f"echo '{DENIED}' >&2; exit 1", DENIED),
+        ('[ "$1" = info ] || echo 1.29.2', "Docker Compose 2 or later"),
+        ('[ "$1" = info ] || echo podman-compose version 1.5.0', "podman-compose"),
+        ("exit 1", "docker info"),
+    ],
+    ids=["denied", "old compose", "podman-compose", "unknown"],
+)
+def test_docker_failure_is_one_line_with_its_reason(start, tmp_path, docker, expected):
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\n{docker}\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    [line] = error_lines(start, "install", BROKER="docker", PATH=path)
+    assert expected in line
+    assert "export BROKER=native" in line
+
+
+def test_install_does_nothing_when_a_broker_is_here(start):
+    install = start("tools/broker.py", "install")
+    assert (install.wait(), install.output, install.errors) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name
+)
+def test_interrupted_download_leaves_nothing(tmp_path, signum):
+    apt = tmp_path / "bin" / "apt-get"
+    apt.parent.mkdir()
+    apt.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 60\n")
+    apt.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import broker; broker.exit_on_error(broker.unpack)"],
+        env=os.environ
+        | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tools")}
+        | {"PATH": f"{apt.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until((tmp_path / "started").exists, "the download", 30)
+    process.send_signal(signum)
+    assert process.wait(30) == 130
+    assert list((tmp_path / "cache" / "rabbitmq-by-example").iterdir()) == []

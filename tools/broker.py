@@ -173,13 +173,15 @@ class DockerBroker(Node):
         suffix = service.removeprefix("rabbitmq").replace("rabbit-", "_")
         super().__init__(ports[f"AMQP_PORT{suffix}"])
         self.service = service
-        self._env = os.environ | {name: str(port) for name, port in ports.items()}
+        self.environment = os.environ | {
+            name: str(port) for name, port in ports.items()
+        }
         self._command = ["docker", "compose", "-f", COMPOSE_FILE, "-p", project]
         self._command += ["--profile", "cluster"] if suffix else []
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` for this project and return its output."""
-        return run(*self._command, *arguments, env=self._env)
+        return run(*self._command, *arguments, env=self.environment)
 
     def start(self) -> None:
         self.compose("up", "-d", "--wait", self.service)
@@ -251,15 +253,15 @@ class NativeBroker(Node):
             "LOG_BASE": "",
             "LOGS": "rabbit.log",
         }
-        self._env = {
+        self.environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("RABBITMQ_", "ERL_"))
         }
-        self._env |= {
+        self.environment |= {
             f"RABBITMQ_{name}": f"{folder}/{file}" for name, file in files.items()
         }
-        self._env |= {
+        self.environment |= {
             "RABBITMQ_NODENAME": "example@localhost",
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
@@ -277,7 +279,7 @@ class NativeBroker(Node):
         with (self.folder / "output").open("ab") as output:
             process = subprocess.Popen(
                 [program],
-                env=self._env,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -325,7 +327,7 @@ class NativeBroker(Node):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
-        return run("rabbitmqctl", "-q", *arguments, env=self._env)
+        return run("rabbitmqctl", "-q", *arguments, env=self.environment)
 
     def log(self) -> str:
         return (self.folder / "rabbit.log").read_text(errors="replace")

@@ -122,8 +122,10 @@ def run_lesson(name: str, url: str, timeout: float = 30) -> None:
 
         description = f"{lesson.consumed} from the consumers; then {lesson.remaining}"
         wait_until(finished, description, timeout)
-        for runs in consumers:
-            assert runs[-1].stop(signal.SIGINT) == 0, runs[-1]
+        for *_, last in consumers:
+            if not lesson.exits:
+                last.process.send_signal(signal.SIGINT)
+            assert last.wait(timeout) == 0, last
         found = [line for args in lesson.afterwards for line in run("consumer", args)]
 
         comparisons = missing_and_unexpected()
