@@ -95,7 +95,7 @@ LESSONS = {
         exits=True,
         producers=[["1000"]],
         consumed=[["[x] Received 1000…"]],
-        produced=["[x] Confirmed 1000 of 1000…"],
+        produced=["[x] Confirmed 1000 …"],
     ),
     "advanced/dead_letter": Lesson(
         queues=["orders", "dead_orders"],
