@@ -49,9 +49,9 @@ def main():
         body = f"{arguments.text}{i}".encode(errors="surrogateescape")  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
-    # Wait until the broker has handled what we sent. If it refused something, such as
-    # a message over its size limit, this raises the reason.
-    channel.close()
+    # The broker answers in order, so wait for one more answer (passive: only look). If
+    # it refused a message, for example because of its size, this raises the reason.
+    channel.queue_declare(queue="hello", passive=True)
     connection.close()
 
     # Sent isn't received: here, the broker confirms nothing. See work_queue for that.
