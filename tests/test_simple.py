@@ -121,20 +121,23 @@ def test_refused_messages_are_not_called_sent(start, broker):
     assert "ACCESS_REFUSED" in producer.errors[0]
 
 
-def test_unconfirmed_messages_to_a_deleted_queue_are_lost_silently(
-    start, channel, tmp_path
-):
-    """'Sent isn't received': the broker drops them, and the script can't tell."""
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        # Sent isn't received: the broker drops these, and the script can't tell.
+        ('routing_key="hello"', 'routing_key="typo"', 0),
+        # But it notices that the queue doesn't exist in the end.
+        ("    for i in", "    channel.queue_delete('hello')\n    for i in", 1),
+    ],
+    ids=["typo", "deleted"],
+)
+def test_lost_messages(start, channel, tmp_path, old, new, status):
     source = (ROOT / "simple/producer.py").read_text()
-    assert "    for i in range(" in source
-    (tmp_path / "producer.py").write_text(
-        source.replace(
-            "    for i in range(",
-            "    channel.queue_delete('hello')\n    for i in range(",
-        )
-    )
+    assert source.count(old) == 1
+    (tmp_path / "producer.py").write_text(source.replace(old, new))
     producer = start(str(tmp_path / "producer.py"))
-    assert producer.wait() == 0
-    assert producer.output == [" [x] Sent '兔子' * 10"]
+    assert producer.wait() == status
+    assert producer.count("Sent") == 1 - status
+    assert producer.count("NOT_FOUND - no queue 'hello'") == status
     declared = channel.queue_declare("hello", durable=True, arguments=QUORUM)
     assert declared.method.message_count == 0
