@@ -197,9 +197,9 @@ DENIED = "permission denied while trying to connect to the Docker daemon socket"
     ("docker", "expected"),
     [
         (f"echo '{DENIED}' >&2; exit 1", DENIED),
-        ('[ "$1" = info ] || echo 1.29.2', "Docker Compose 2 or later"),
-        ('[ "$1" = info ] || echo podman-compose version 1.5.0', "podman-compose"),
-        ("exit 1", "docker info"),
+        ('[ "$1" = version ] || echo 1.29.2', "Docker Compose 2 or later"),
+        ('[ "$1" = version ] || echo podman-compose version 1.5.0', "podman-compose"),
+        ("exit 1", "docker version"),
     ],
     ids=["denied", "old compose", "podman-compose", "unknown"],
 )

@@ -275,55 +275,53 @@ class NativeBroker(Node):
             "LD_LIBRARY_PATH": ":".join(map(str, DEBIAN.glob("usr/lib/*-linux-gnu*"))),
         }
 
-    def _start(self, program: str) -> subprocess.Popen:
-        with (self.folder / "output").open("ab") as output:
-            process = subprocess.Popen(
-                [program],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # a process group for signals
-            )
-        self._processes.append(process)
-        return process
-
     def start(self) -> None:
-        if not self._processes:
-            self._start("epmd")
-        server = self._start("rabbitmq-server")
+        output = self.folder / "output"
+        with output.open("wb") as file:
+            for program in ("epmd", "rabbitmq-server"):
+                process = subprocess.Popen(
+                    [program],
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,  # a process group for signals
+                )
+                self._processes.append(process)
 
         def ready() -> bool:
-            if server.poll() is not None:
-                output = (self.folder / "output").read_text(errors="replace")
-                raise BrokerError(f"rabbitmq-server didn't start:\n{output[-2000:]}")
+            if process.poll() is not None:
+                reason = output.read_text(errors="replace")[-2000:]
+                raise BrokerError(f"rabbitmq-server didn't start:\n{reason}")
             return answers(self.port)
 
         wait_until(ready, f"an answer on localhost:{self.port}")
 
     def stop(self) -> None:
-        # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
-        self._processes[-1].terminate()
-        self._processes[-1].wait(60)
+        if self._processes:
+            # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
+            self._processes[-1].terminate()
+            self._processes[-1].wait(60)
+        self.kill()
 
-    def _signal(self, signum: int, process: subprocess.Popen) -> None:
-        if process.poll() is None:
-            os.killpg(process.pid, signum)
+    def _signal(self, signum: int) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signum)
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL, self._processes[-1])
-        self._processes[-1].wait()
+        self._signal(signal.SIGKILL)
+        while self._processes:
+            self._processes.pop().wait()
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP, self._processes[-1])
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT, self._processes[-1])
+        self._signal(signal.SIGCONT)
 
     def remove(self) -> None:
-        for process in self._processes:
-            self._signal(signal.SIGKILL, process)
-            process.wait()
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
@@ -406,7 +404,7 @@ def docker_problem() -> str:
     if not shutil.which("docker"):
         return "there's no docker command"
     try:
-        run("docker", "info", timeout=30)
+        run("docker", "version", timeout=30)
         version = run("docker", "compose", "version", "--short", timeout=30).strip()
     except BrokerError as error:
         return str(error).splitlines()[0]
@@ -429,8 +427,8 @@ def uses_docker() -> bool:
         choice == "docker" or (shutil.which("docker") and not native_programs())
     ):
         raise BrokerError(
-            f"Docker fails: {docker_problem()}. Correct that, or run a broker without "
-            "Docker: export BROKER=native"
+            f"Docker doesn't work ({docker_problem()}). Start it, or get permission to "
+            "use it. To use a broker without Docker, type: export BROKER=native"
         )
     return not docker_problem()
 
@@ -506,7 +504,7 @@ def run_in_foreground() -> None:
         ports = {"AMQP_PORT": port, "UI_PORT": ui_port}
         broker = DockerBroker("rabbitmq-by-example", ports)
     else:
-        broker = NativeBroker(port, FOLDER / "data", ui_port)
+        broker = NativeBroker(port, FOLDER / f"data-{port}", ui_port)
     try:
         broker.start()
         print(f"RabbitMQ {broker.version} is ready on localhost:{port}, {broker.kind}.")
