@@ -102,10 +102,12 @@ def test_interrupted_tests_leave_nothing(tmp_path):
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_until(lambda: list(tmp_path.glob("rabbitmq-*/rabbit.log")), "a node", 60)
+    wait_until(lambda: list(tmp_path.glob("*/rabbit.log")), "a node", 60)
     os.killpg(process.pid, signal.SIGHUP)  # as a terminal does that is closed
     process.wait(60)
-    wait_until(lambda: not list(tmp_path.glob("rabbitmq-*")), "no folder", 60)
+    wait_until(
+        lambda: not list(tmp_path.glob("rabbitmq-by-example-*")), "no folder", 60
+    )
     assert str(tmp_path) not in run("ps", "-ww", "-e", "-o", "args")
 
 
@@ -147,9 +149,14 @@ def error_lines(start, command: str, **environment: str) -> list[str]:
 
 
 def test_native_broker_names_a_path_that_it_cannot_use(start, tmp_path):
-    cache = tmp_path / "文档"
-    [line] = error_lines(start, "run", BROKER="native", XDG_CACHE_HOME=str(cache))
-    assert str(cache) in line
+    folder = tmp_path / "文档"
+    folder.mkdir()
+    environment = {"BROKER": "native", "TMPDIR": str(folder)}
+    demo = start("tools/demo.py", "simple", url="", **environment)
+    assert demo.wait() == 1
+    [line] = demo.errors
+    assert f"can't run in {folder}" in line
+    assert list(folder.iterdir()) == []
 
 
 def test_broker_that_is_already_running_is_left_alone(start, broker):

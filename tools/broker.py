@@ -118,6 +118,10 @@ def free_port() -> int:
             return port
 
 
+def temporary_name() -> str:
+    return f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
+
+
 def check_path(path: Path) -> None:
     """Raise BrokerError if RabbitMQ can't run in that folder."""
     if not re.fullmatch(r"[\w./+-]+", str(path), re.ASCII):
@@ -232,7 +236,7 @@ class NativeBroker(Node):
             raise BrokerError(
                 "RabbitMQ isn't here. Type: python3 tools/broker.py install"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self._processes: list[subprocess.Popen] = []
         config, plugins = f"listeners.tcp.1 = 127.0.0.1:{port}\n", "[]."
@@ -436,7 +440,7 @@ def uses_docker() -> bool:
 @contextlib.contextmanager
 def ignore_signals() -> Iterator[None]:
     """Let nothing that a user can send from a terminal interrupt a clean-up."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     try:
         yield
     finally:
@@ -451,11 +455,12 @@ def temporary_broker() -> Iterator[Broker]:
     Raises BrokerError if it doesn't start.
     """
     broker: Broker
+    name = temporary_name()
     if uses_docker():
         ports = {"AMQP_PORT": free_port(), "UI_PORT": free_port()}
-        broker = DockerBroker(f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}", ports)
+        broker = DockerBroker(name, ports)
     else:
-        broker = NativeBroker(free_port(), Path(tempfile.mkdtemp(prefix="rabbitmq-")))
+        broker = NativeBroker(free_port(), Path(tempfile.gettempdir(), name))
     try:
         broker.start()
         yield broker
@@ -476,10 +481,13 @@ def temporary_cluster() -> Iterator[list[DockerBroker]]:
         )
     variables = ("AMQP_PORT_1", "AMQP_PORT_2", "AMQP_PORT_3", "UI_PORT_1")
     ports = {variable: free_port() for variable in variables}
-    project = f"rabbitmq-by-example-{uuid.uuid4().hex[:8]}"
-    nodes = [DockerBroker(project, ports, f"rabbit-{n}") for n in (1, 2, 3)]
+    name = temporary_name()
+    nodes = [DockerBroker(name, ports, f"rabbit-{n}") for n in (1, 2, 3)]
     try:
-        nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
+        # All together, because each waits for the others. Then each until it answers.
+        nodes[0].compose("up", "-d", *(node.service for node in nodes))
+        for node in nodes:
+            node.start()
         yield nodes
     finally:
         with ignore_signals():

@@ -123,9 +123,7 @@ def run_lesson(name: str, url: str, timeout: float = 30) -> None:
         description = f"{lesson.consumed} from the consumers; then {lesson.remaining}"
         wait_until(finished, description, timeout)
         for *_, last in consumers:
-            if not lesson.exits:
-                last.process.send_signal(signal.SIGINT)
-            assert last.wait(timeout) in (0, -signal.SIGKILL), last
+            assert last.stop(signal.SIGINT) in (0, -signal.SIGKILL), last
         found = [line for args in lesson.afterwards for line in run("consumer", args)]
 
         comparisons = missing_and_unexpected()
