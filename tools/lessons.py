@@ -101,7 +101,7 @@ LESSONS = {
         produced=["[x] Sent …"] * 5,
         remaining={"dead_orders": 3},
         afterwards=[["--dead"]],
-        found=["[x] Dead …cof'", "[x] Dead …unicorn…", "[x] Dead …bomb…"],
+        found=["[x] Dead …cof…", "[x] Dead …unicorn…", "[x] Dead …bomb…"],
     ),
     "advanced/headers": Lesson(
         exchanges=["headers_logs"],
