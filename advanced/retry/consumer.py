@@ -80,7 +80,7 @@ def main():
             queue = "dead_emails"
             if attempt <= len(DELAYS):
                 queue = f"emails_wait_{DELAYS[attempt - 1]}s"
-            print(f" [!] Failed {email!r}: {error}. To {queue}.", file=sys.stderr)
+            print(f" [!] Failed {email!r}: {error}. Next: {queue}", file=sys.stderr)
 
             # Publish first, and acknowledge after the confirm. If we crash in between,
             # the email exists twice, but it isn't lost.

@@ -1,0 +1,318 @@
+"""advanced/idempotent: each order has one effect, whatever is killed and when."""
+
+import contextlib
+import random
+import signal
+import socket
+import sqlite3
+import time
+from pathlib import Path
+
+import pika
+import pytest
+from broker import temporary_broker, wait_until
+from conftest import starting, wait_for_message_count
+from script import ROOT, ScriptProcess
+
+PRODUCER = "advanced/idempotent/producer.py"
+CONSUMER = "advanced/idempotent/consumer.py"
+KILL = "os.kill(os.getpid(), 9)"
+CTRL_C = "raise KeyboardInterrupt"
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """Start a script in the folder that gets the databases."""
+    return lambda script, *arguments, **options: start(
+        script, *arguments, cwd=tmp_path, **options
+    )
+
+
+def send(run, *items):
+    producer = run(PRODUCER, *items)
+    assert producer.wait() == 0, producer
+    return producer
+
+
+def edited(folder, script, line, *lines):
+    """Return the path of a copy of the script with other lines in place of a line."""
+    text = (ROOT / script).read_text()
+    (found,) = [other for other in text.splitlines() if other.strip() == line]
+    indent = found.removesuffix(line)
+    copy = Path(folder, Path(script).name)
+    copy.write_text(text.replace(found, "\n".join(indent + new for new in lines)))
+    return str(copy)
+
+
+def select(folder, database, table):
+    """Return the rows of a table, or [] if it doesn't exist yet."""
+    with contextlib.closing(sqlite3.connect(Path(folder, database))) as connection:
+        exists = connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = ?", [table]
+        ).fetchall()
+        return connection.execute(f"SELECT * FROM {table}").fetchall() if exists else []
+
+
+def sales(folder):
+    return sorted(item for (item,) in select(folder, "sales.db", "sales"))
+
+
+def orders(folder):
+    return sorted(item.decode() for _, item in select(folder, "orders.db", "orders"))
+
+
+def outbox(folder):
+    return select(folder, "orders.db", "outbox")
+
+
+def fill_outbox_again(folder):
+    """Do what a crash does between the confirm and the deletion from the outbox."""
+    with contextlib.closing(sqlite3.connect(Path(folder, "orders.db"))) as connection:
+        connection.execute("INSERT INTO outbox SELECT * FROM orders")
+        connection.commit()
+
+
+def test_each_order_is_stored_and_sold_once(run, tmp_path):
+    consumer = run(CONSUMER).wait_until_ready()
+    producer = send(run, "book", "pen", "book")
+    consumer.wait_for("Sold", times=3)
+    assert producer.output == [
+        " [x] Stored 3 orders",
+        " [x] Sent 'book'",
+        " [x] Sent 'pen'",
+        " [x] Sent 'book'",
+    ]
+    assert consumer.output[1:] == [f" [x] Sold {i!r}" for i in ("book", "pen", "book")]
+    assert orders(tmp_path) == sales(tmp_path) == ["book", "book", "pen"]
+    assert outbox(tmp_path) == []
+    ids = {row[0] for row in select(tmp_path, "orders.db", "orders")}
+    assert {row[0] for row in select(tmp_path, "sales.db", "handled")} == ids
+    assert consumer.stop(signal.SIGINT) == 0
+
+
+def test_order_is_stored_while_the_broker_is_down_and_sent_later(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/%2F"
+    producer = run(PRODUCER, "book", "pen", url=closed)
+    assert producer.wait() == 1
+    assert producer.output == [" [x] Stored 2 orders"]
+    assert len(producer.errors) == 1, producer
+    assert len(outbox(tmp_path)) == 2
+
+    sent = send(run).output
+    assert sent == [" [x] Stored 0 orders", " [x] Sent 'book'", " [x] Sent 'pen'"]
+    run(CONSUMER).wait_for("Sold", times=2)
+    assert sales(tmp_path) == ["book", "pen"]
+
+
+def test_duplicate_is_skipped_and_acknowledged(run, tmp_path, channel):
+    consumer = run(CONSUMER).wait_until_ready()
+    send(run, "book", "pen")
+    fill_outbox_again(tmp_path)
+    send(run)
+    consumer.wait_for("Skipped", times=2)
+    send(run, "lamp")
+    consumer.wait_for("Sold 'lamp'")
+    assert consumer.stop(signal.SIGINT) == 0
+    assert consumer.output[1:] == [
+        " [x] Sold 'book'",
+        " [x] Sold 'pen'",
+        " [x] Skipped duplicate 'book'",
+        " [x] Skipped duplicate 'pen'",
+        " [x] Sold 'lamp'",
+    ]
+    assert sales(tmp_path) == ["book", "lamp", "pen"]
+    wait_for_message_count(0, channel, "purchases")
+
+
+def test_redelivered_is_false_for_a_duplicate_that_the_producer_sent(
+    run, tmp_path, channel
+):
+    send(run, "book")
+    fill_outbox_again(tmp_path)
+    send(run)
+    wait_for_message_count(2, channel, "purchases")
+    messages = [channel.basic_get("purchases") for _ in range(2)]
+    assert len({properties.message_id for _, properties, _ in messages}) == 1
+    assert [method.redelivered for method, _, _ in messages] == [False, False]
+
+
+def test_message_without_an_id_is_rejected_and_deleted(run, tmp_path, channel):
+    consumer = run(CONSUMER).wait_until_ready()
+    channel.basic_publish("", "purchases", b"book")
+    send(run, "pen")
+    consumer.wait_for("Sold 'pen'").wait_for("[!]")
+    assert consumer.errors == [" [!] Rejected 'book': it has no message_id"]
+    assert sales(tmp_path) == ["pen"]
+    assert consumer.stop(signal.SIGINT) == 0
+    wait_for_message_count(0, channel, "purchases")
+
+
+def test_two_consumers_share_a_database(run, tmp_path):
+    consumers = [run(CONSUMER).wait_until_ready() for _ in range(2)]
+    items = [f"item {i}" for i in range(40)]
+    send(run, *items)
+    fill_outbox_again(tmp_path)
+    send(run)
+    ScriptProcess.wait_until(
+        lambda: sum(consumer.count("Sold", "Skipped") for consumer in consumers) == 80,
+        "80 messages handled",
+    )
+    assert all(consumer.count("Sold", "Skipped") for consumer in consumers)
+    assert sales(tmp_path) == sorted(items)
+
+
+def test_unroutable_order_stays_in_the_outbox(run, tmp_path):
+    line = "channel.confirm_delivery()"
+    delete = 'channel.queue_delete("purchases")'
+    producer = run(edited(tmp_path, PRODUCER, line, line, delete), "book")
+    assert producer.wait() == 1
+    assert len(producer.errors) == 1
+    assert producer.errors[0].startswith(" [!] UnroutableError")
+    assert len(outbox(tmp_path)) == 1
+
+
+# Lines of the scripts, and where to stop: before a line, or after it.
+TRANSACTION = "with database:"
+SALE = 'database.execute("INSERT INTO sales VALUES (?)", [item])'
+ACK = "channel.basic_ack(delivery_tag=method.delivery_tag)"
+MESSAGE = 'database.execute("INSERT INTO outbox VALUES (?, ?)", row)'
+CONNECT = "connection = connect()"
+PUBLISH = "channel.basic_publish("
+DELETE = 'database.execute("DELETE FROM outbox WHERE id = ?", [order_id])'
+SENT = """print(f" [x] Sent {item.decode(errors='replace')!r}")"""
+CONSUMER_STEPS = {
+    "before the transaction": (TRANSACTION, "before", "Sold"),
+    "between id and sale": (SALE, "before", "Sold"),
+    "after the sale, before the commit": (SALE, "after", "Sold"),
+    "between commit and acknowledgement": (ACK, "before", "Skipped duplicate"),
+    "after the acknowledgement": (ACK, "after", None),
+}
+PRODUCER_STEPS = {
+    "between order and message": (MESSAGE, "before", 0),
+    "between commit and connecting": (CONNECT, "before", 1),
+    "before publishing": (PUBLISH, "before", 1),
+    "between confirm and deletion": (DELETE, "before", 2),
+    "after the deletion": (SENT, "before", 1),
+}
+
+
+def interrupted(folder, script, line, where, stop):
+    lines = [stop, line] if where == "before" else [line, stop]
+    return edited(folder, script, line, *lines)
+
+
+@pytest.mark.parametrize("stop", [KILL, CTRL_C], ids=["kill", "Ctrl+C"])
+@pytest.mark.parametrize("step", CONSUMER_STEPS)
+def test_order_is_sold_once_when_the_consumer_is_stopped(
+    run, tmp_path, channel, step, stop
+):
+    line, where, then = CONSUMER_STEPS[step]
+    consumer = run(interrupted(tmp_path, CONSUMER, line, where, stop))
+    consumer.wait_until_ready()
+    send(run, "book")
+    assert consumer.wait() == (-signal.SIGKILL if stop == KILL else 0), consumer
+    assert consumer.errors == []
+
+    consumer = run(CONSUMER).wait_until_ready()
+    send(run, "pen")
+    consumer.wait_for("Sold 'pen'")
+    assert consumer.count("'book'") == (1 if then else 0)
+    assert consumer.count(f"{then} 'book'") == (1 if then else 0)
+    assert sales(tmp_path) == ["book", "pen"]
+    assert consumer.stop(signal.SIGINT) == 0
+    wait_for_message_count(0, channel, "purchases")
+
+
+@pytest.mark.parametrize("stop", [KILL, CTRL_C], ids=["kill", "Ctrl+C"])
+@pytest.mark.parametrize("step", PRODUCER_STEPS)
+def test_order_is_sent_when_the_producer_is_stopped(run, tmp_path, channel, step, stop):
+    line, where, messages = PRODUCER_STEPS[step]
+    channel.queue_declare(
+        "purchases", durable=True, arguments={"x-queue-type": "quorum"}
+    )
+    producer = run(interrupted(tmp_path, PRODUCER, line, where, stop), "book")
+    assert producer.wait() == (-signal.SIGKILL if stop == KILL else 130), producer
+    assert producer.errors == []
+
+    send(run)
+    wait_for_message_count(messages, channel, "purchases")
+    assert outbox(tmp_path) == []
+    consumer = run(CONSUMER).wait_for("Sold", "Skipped", times=messages)
+    send(run, "pen")
+    consumer.wait_for("Sold 'pen'")
+    assert sales(tmp_path) == orders(tmp_path) == ["book"] * min(messages, 1) + ["pen"]
+
+
+@pytest.mark.parametrize(("prefetch", "remaining"), [(0, 0), (1, 4)])
+def test_after_21_crashes_rabbitmq_4_has_deleted_what_the_consumer_held(
+    run, broker, channel, prefetch, remaining
+):
+    send(run, *"abcde")
+    for _ in range(21):
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            crashing = connection.channel()
+            crashing.basic_qos(prefetch_count=prefetch)
+            for method, _, _ in crashing.consume("purchases"):
+                if method.delivery_tag == (prefetch or 5):
+                    break
+            connection.close()
+    version_4 = not broker.version.startswith("3.")
+    wait_for_message_count(remaining if version_4 else 5, channel, "purchases")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_2000_orders_are_sold_once_despite_100_kills_and_5_of_the_broker(
+    tmp_path, report
+):
+    # Each producer gets 40 orders. It stores all of them, or none.
+    chunks = [[f"{i}-{j}" for j in range(40)] for i in range(50)]
+    everything = sorted(item for chunk in chunks for item in chunk)
+    kills = {PRODUCER: 0, CONSUMER: 0, "broker": 0}
+    processes = []
+    running = {}
+
+    with temporary_broker() as broker, starting(broker) as start:
+
+        def start_what_is_missing():
+            stored = set(orders(tmp_path))
+            unstored = [chunk for chunk in chunks if chunk[0] not in stored]
+            for script in CONSUMER, PRODUCER:
+                if script in running and running[script].running:
+                    continue
+                if script == PRODUCER and not unstored and not outbox(tmp_path):
+                    continue
+                items = unstored[0] if script == PRODUCER and unstored else []
+                running[script] = start(script, *items, cwd=tmp_path)
+                processes.append(running[script])
+
+        def kill_one_at_random():
+            script = random.choice([PRODUCER, CONSUMER])
+            process, producer = running[script], running[PRODUCER]
+            count = len(process.output) + random.randrange(30)
+            process.wait_until(
+                lambda: len(process.output) >= count or not producer.running, process
+            )
+            time.sleep(random.uniform(0, 0.005))
+            process.kill()
+            kills[script] += process.process.returncode == -signal.SIGKILL
+
+        while kills[PRODUCER] + kills[CONSUMER] < 100:
+            start_what_is_missing()
+            kill_one_at_random()
+            # 20 kills take longer than the 3 s that a new queue is in danger.
+            if kills[PRODUCER] + kills[CONSUMER] >= 20 * (kills["broker"] + 1):
+                broker.kill()
+                broker.start()
+                kills["broker"] += 1
+
+        def finished():
+            start_what_is_missing()
+            return len(sales(tmp_path)) >= 2000 and not outbox(tmp_path)
+
+        wait_until(finished, "2,000 sales", 300)
+
+    skipped = sum(process.count("Skipped") for process in processes)
+    assert orders(tmp_path) == sales(tmp_path) == everything
+    report(f"kills: {kills}; 2,000 orders, 2,000 sales, {skipped} duplicates skipped")
