@@ -66,6 +66,8 @@ def main():
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")

@@ -24,38 +24,30 @@ import pika
 AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
-def offset(text):
-    """Turn '5' into 5, because the broker requires an int. It takes text for an age."""
-    return int(text) if text.isdecimal() else text
-
-
 def main():
     parser = ArgumentParser(description="Read the stream 'events'.")
     parser.add_argument("name", help="your name for this reader")
-    text = "first, last, next, an offset such as 5, an age such as 1h; default: first"
-    parser.add_argument("start", nargs="?", default="first", type=offset, help=text)
+    parser.add_argument("start", nargs="?", default="first", help="default: first")
     reader = parser.parse_args()
 
     connection = connect()
     channel = connection.channel()
 
-    # A stream is a queue that keeps its messages when they're read. Both scripts
-    # declare it with the same arguments, so that you can start either of them first.
-    arguments = {
-        "x-queue-type": "stream",
-        # Delete the oldest events beyond 1 GB. Without a limit, a stream only grows.
-        "x-max-length-bytes": 1_000_000_000,
-    }
-    channel.queue_declare(queue="events", durable=True, arguments=arguments)
+    # A stream is a queue that keeps its messages when they're read. Beyond this limit,
+    # the broker deletes the oldest ones. Without a limit, a stream only grows.
+    stream = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000_000}
+    channel.queue_declare(queue="events", durable=True, arguments=stream)
 
-    # The broker doesn't keep our position in the stream, so we do. In these modes, a
-    # commit survives a crash of this script, and doesn't wait for the disk.
+    # The broker doesn't store our position in the stream, so we do. In these modes, a
+    # commit survives a crash of this script, but doesn't wait for the disk.
     db = sqlite3.connect(f"{reader.name}.db", isolation_level=None)  # commit each time
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("CREATE TABLE IF NOT EXISTS next (stream PRIMARY KEY, offset)")
-    row = db.execute("SELECT offset FROM next WHERE stream = 'events'").fetchone()
+    db.execute("CREATE TABLE IF NOT EXISTS position (stream PRIMARY KEY, next)")
+    row = db.execute("SELECT next FROM position WHERE stream = 'events'").fetchone()
     start = row[0] if row else reader.start
+    if str(start).isdecimal():
+        start = int(start)  # the broker takes text for a name or an age
 
     def on_message(channel, method, properties, body):
         # Each event in the stream has a number, its offset.
@@ -64,7 +56,7 @@ def main():
 
         # Store the position after the work. If we crash in between, we get this event
         # again: we might see it twice, but we don't miss it.
-        db.execute("REPLACE INTO next VALUES ('events', ?)", [offset + 1])
+        db.execute("REPLACE INTO position VALUES ('events', ?)", [offset + 1])
 
         # In a stream, an acknowledgement deletes nothing. It asks for more.
         channel.basic_ack(delivery_tag=method.delivery_tag)
@@ -85,6 +77,8 @@ def main():
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")

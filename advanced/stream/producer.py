@@ -32,14 +32,10 @@ def main():
     connection = connect()
     channel = connection.channel()
 
-    # A stream is a queue that keeps its messages when they're read. Both scripts
-    # declare it with the same arguments, so that you can start either of them first.
-    arguments = {
-        "x-queue-type": "stream",
-        # Delete the oldest events beyond 1 GB. Without a limit, a stream only grows.
-        "x-max-length-bytes": 1_000_000_000,
-    }
-    channel.queue_declare(queue="events", durable=True, arguments=arguments)
+    # A stream is a queue that keeps its messages when they're read. Beyond this limit,
+    # the broker deletes the oldest ones. Without a limit, a stream only grows.
+    stream = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000_000}
+    channel.queue_declare(queue="events", durable=True, arguments=stream)
 
     # Publisher confirms: basic_publish now returns only when the broker has the event
     # in the stream, or raises an exception.
@@ -59,6 +55,8 @@ def main():
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
+        if "@" in parameters.virtual_host:  # an unescaped / in the password
+            raise ValueError
     except Exception as error:  # print it only if it can't contain the password
         hint = "It should look like amqp://user:password@host:5672/%2F"
         sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
