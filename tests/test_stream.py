@@ -1,14 +1,18 @@
 """advanced/stream: readers that start anywhere, and continue where they stopped."""
 
+import contextlib
 import random
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
 
 import pika
 import pytest
 from broker import temporary_broker, wait_until
 from conftest import received, starting
-from script import ScriptProcess
+from script import ROOT, ScriptProcess
 
 PRODUCER, CONSUMER = "advanced/stream/producer.py", "advanced/stream/consumer.py"
 STREAM = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000_000}
@@ -110,15 +114,46 @@ def test_old_events_are_older_than_an_interval(start, reader):
     assert events(process) == ["new"]
 
 
-def test_reader_continues_after_ctrl_c(start, reader):
+def wait_for_position(position, database):
+    """Wait until a reader has stored the position, just after it prints an event."""
+
+    def stored():
+        with contextlib.closing(sqlite3.connect(database)) as db:
+            return db.execute("SELECT next FROM position").fetchone() == (position,)
+
+    wait_until(stored, f"position {position} in {database}", 20)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_reader_continues_where_it_stopped(start, reader, tmp_path, signum):
     assert start(PRODUCER, "a", "b").wait() == 0
     first = reader("alice").wait_for("'b'")
-    assert first.stop(signal.SIGINT) == 0
+    wait_for_position(2, tmp_path / "alice.db")
+    assert first.stop(signum) == (0 if signum == signal.SIGINT else -signum)
     assert events(first) == ["a", "b"]
     assert start(PRODUCER, "c", "d").wait() == 0
     second = reader("alice").wait_for("'d'")
-    position, _ = continue_at(["a", "b", "c", "d"], 2, second)
-    assert position == 4
+    assert second.output[0].startswith(" [*] Waiting for messages (start: 2)")
+    assert events(second) == ["c", "d"]
+
+
+def test_reader_gets_an_event_again_when_its_work_failed(
+    start, reader, broker, tmp_path
+):
+    command = [sys.executable, ROOT / CONSUMER, "alice"]
+    with subprocess.Popen(
+        command,
+        env={"AMQP_URL": broker.url},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert b"[*] Waiting" in process.stdout.readline()
+        process.stdout.close()  # so that its next print fails
+        assert start(PRODUCER, "a").wait() == 0
+        assert process.wait(30) > 0
+        assert b"BrokenPipeError" in process.stderr.read()
+    assert events(reader("alice").wait_for("'a'")) == ["a"]
 
 
 def test_known_reader_ignores_its_start(start, reader):
