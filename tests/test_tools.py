@@ -61,12 +61,18 @@ def test_demo_refuses_a_broker_that_it_did_not_start(start):
 
 
 def test_interrupted_demo_leaves_nothing(start, tmp_path):
-    # Another node's settings in our environment make no difference.
+    # A path that RabbitMQ's scripts can't have makes no difference here, and neither do
+    # another node's settings in our environment.
+    project, temporary = tmp_path / "a b (文档)", tmp_path / "temporary"
+    for name in ("tools", "work_queue"):
+        shutil.copytree(ROOT / name, project / name)
+    shutil.copy(ROOT / "docker-compose.yml", project)
+    temporary.mkdir()
     demo = start(
-        "tools/demo.py",
+        str(project / "tools/demo.py"),
         "work_queue",
         url="",
-        TMPDIR=str(tmp_path),
+        TMPDIR=str(temporary),
         RABBITMQ_NODENAME="other@localhost",
         RABBITMQ_CONFIG_FILE="/no/such/file",
     )
@@ -77,11 +83,11 @@ def test_interrupted_demo_leaves_nothing(start, tmp_path):
     assert demo.stop(signal.SIGTERM, timeout=60) == 130  # again, as the impatient do
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("localhost", port))
-    assert list(tmp_path.iterdir()) == []
-    assert str(tmp_path) not in run("ps", "-ww", "-e", "-o", "args")
-    for project in projects:
+    assert list(temporary.iterdir()) == []
+    assert str(temporary) not in run("ps", "-ww", "-e", "-o", "args")
+    for name in projects:
         for kind in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):
-            label = f"label=com.docker.compose.project={project}"
+            label = f"label=com.docker.compose.project={name}"
             assert run("docker", *kind, "-q", "--filter", label) == ""
 
 
@@ -94,11 +100,13 @@ def docker_projects(port: int) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True).stdout.split()
 
 
-def test_interrupted_tests_leave_nothing(tmp_path):
+def test_interrupted_tests_leave_nothing(broker, tmp_path):
+    if not isinstance(broker, NativeBroker):
+        return  # we couldn't tell its containers from those of other tests
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-n", "1", "tests/test_fanout.py"],
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path), "BROKER": "native"},
+        env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -127,17 +135,6 @@ def test_native_broker_reads_only_its_own_files(broker):
         return  # an image has its own /etc/rabbitmq
     assert "/etc/rabbitmq" not in broker.log()
     assert f"{broker.folder}/rabbitmq.conf" in broker.log()
-
-
-def test_demo_works_in_a_folder_with_an_unusual_path(tmp_path):
-    folder = tmp_path / "a b (文档)"
-    for name in ("tools", "simple"):
-        shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "docker-compose.yml", folder)
-    command = [sys.executable, "tools/demo.py", "simple"]
-    environment = os.environ | {"AMQP_URL": ""}
-    demo = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
-    assert demo.returncode == 0, demo
 
 
 def error_lines(start, command: str, **environment: str) -> list[str]:
