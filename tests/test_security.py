@@ -1,148 +1,120 @@
-"""What the README says of TLS, of users and of their permissions; no password is ever printed."""
+"""Users, permissions and TLS, set up with the commands of docs/production.md."""
 
-from __future__ import annotations
-
-import asyncio
-import contextlib
 import re
-import ssl
-import threading
-import urllib.parse
+import shlex
+import shutil
+import subprocess
 
 import pika
 import pytest
-import trustme
-from conftest import waiting
-from end import ROOT
+from broker import free_port, temporary_broker, uses_docker
+from script import ROOT
+
+PAGE = (ROOT / "docs/production.md").read_text()
+
+
+def commands(program):
+    """Return the page's commands that run a program, each as a list."""
+    found = re.findall(rf"^\$ ({program} (?:.*\\\n)*.*)", PAGE, re.MULTILINE)
+    return [shlex.split(command.replace("\\\n", "")) for command in found]
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def authority_file(authority, tmp_path) -> str:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
-@pytest.fixture
-def port(broker, authority):
-    """The port of a TLS end in front of the broker, as a load balancer is, for localhost alone."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    target = pika.URLParameters(broker.url)
-
-    async def copy(reader, writer):
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def handle(reader, writer):
-        there = await asyncio.open_connection(target.host, target.port)
-        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def call(coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
-
-    server = call(asyncio.start_server(handle, "127.0.0.1", 0, ssl=context))
-    yield server.sockets[0].getsockname()[1]
-
-    async def stop():
-        server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-
-    call(stop())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-
-
-def amqps(host: str, port: int, **query: str) -> str:
-    return f"amqps://guest:guest@{host}:{port}/%2F?{urllib.parse.urlencode(query)}"
-
-
-def test_an_authority_named_by_ssl_cert_file_is_trusted(start, port, authority_file):
-    url = amqps("localhost", port)
-    assert start("simple/producer.py", url=url, SSL_CERT_FILE=authority_file).end() == 0
-    consumer = start("simple/consumer.py", url=url, SSL_CERT_FILE=authority_file)
-    consumer.wait_for("Received", times=10)
-    assert consumer.stop() == 0
-
-
-def test_an_authority_named_in_the_url_is_trusted(start, port, authority_file):
-    url = amqps("localhost", port, ssl_options=repr({"cafile": authority_file}))
-    assert start("simple/producer.py", url=url).end() == 0
-
-
-def test_an_unknown_certificate_is_refused(start, port):
-    producer = start("simple/producer.py", url=amqps("localhost", port))
-    assert producer.end() == 1
-    (line,) = producer.errors
-    assert line.startswith(f" [!] localhost:{port}: ")
-    assert "CERTIFICATE_VERIFY_FAILED" in line
-
-
-def test_a_certificate_for_another_host_is_refused(start, port, authority_file):
-    producer = start(
-        "simple/producer.py", url=amqps("127.0.0.1", port), SSL_CERT_FILE=authority_file
-    )
-    assert producer.end() == 1
-    (line,) = producer.errors
-    assert "not valid for '127.0.0.1'" in line
-
-
-def test_a_broker_without_tls_is_one_line(start, broker):
-    plain = pika.URLParameters(broker.url)
-    producer = start("simple/producer.py", url=amqps(plain.host, plain.port))
-    assert producer.end() == 1
-    (line,) = producer.errors
-    assert line.startswith(f" [!] {plain.host}:{plain.port}: SSL")
-
-
-@pytest.fixture
 def shop(broker):
-    """The URL of a user with the permissions that the README gives it."""
-    broker.ctl("add_user", "shop", "secret")
-    broker.ctl("set_permissions", "shop", "^hello$", r"^amq\.default$", "^hello$")
+    """The URL of the user `shop`."""
+    add_user, set_permissions, *_ = commands("rabbitmqctl")
+    broker.ctl(*add_user[1:], "secret")
+    broker.ctl(*set_permissions[1:])
     yield broker.url.replace("guest:guest", "shop:secret")
     broker.ctl("delete_user", "shop")
 
 
-@pytest.mark.unconfirmed
-def test_a_user_may_do_what_its_permissions_say_and_no_more(start, shop, channel):
-    assert start("simple/producer.py", url=shop).end() == 0
-    consumer = start("simple/consumer.py", url=shop).wait_for("Received", times=10)
-    assert consumer.stop() == 0
-    refused = start("work_queue/producer.py", url=shop)
-    assert refused.end() == 1
-    (line,) = refused.errors
-    assert "ACCESS_REFUSED" in line
-    assert "task_queue" in line
-    assert "secret" not in line
+def test_user_can_do_what_its_permissions_allow(start, shop):
+    assert start("simple/producer.py", url=shop).wait() == 0
+    start("simple/consumer.py", url=shop).wait_for("Received", times=10)
 
-    # Who may write to the default exchange may write to every queue.
+
+@pytest.mark.parametrize(
+    ("script", "refused"),
+    [
+        ("work_queue/producer.py", "queue 'task_queue'"),
+        ("work_queue/consumer.py", "queue 'task_queue'"),
+        ("fanout/producer.py", "exchange 'logs'"),
+        ("rpc/consumer.py", "queue 'rpc_queue'"),
+    ],
+)
+def test_user_can_do_nothing_else(start, shop, script, refused):
+    process = start(script, url=shop)
+    assert process.wait() == 1
+    assert process.count(f"access to {refused} in vhost '/' refused") == 1
+    assert "secret" not in str(process)
+
+
+def test_permission_for_the_default_exchange_is_for_every_queue(shop, channel):
     queue = channel.queue_declare("", exclusive=True).method.queue
     with pika.BlockingConnection(pika.URLParameters(shop)) as connection:
-        its = connection.channel()
-        its.confirm_delivery()
-        its.basic_publish("", queue, b"x", mandatory=True)
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
-            its.basic_get("other")
-    assert waiting(channel, queue) == 1
+        sender = connection.channel()
+        sender.confirm_delivery()
+        sender.basic_publish("", queue, b"x", mandatory=True)
+        with pytest.raises(
+            pika.exceptions.ChannelClosedByBroker, match="access to queue 'other'"
+        ):
+            sender.basic_get("other")
 
 
-def test_compose_publishes_every_port_on_this_machine_alone():
+def test_compose_file_publishes_ports_only_on_this_machine():
     compose = (ROOT / "docker-compose.yml").read_text()
-    ports = re.findall(r"[\w.{}:$-]*:(?:5672|15672)\b", compose.split("services:")[1])
-    assert len(ports) == 6
-    assert all(port.startswith("127.0.0.1:") for port in ports), ports
+    published = re.findall(r'"(.*):(?:5672|15672)"', compose)
+    assert len(published) == 6
+    assert all(address.startswith("127.0.0.1:") for address in published), published
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """The URL of a broker with the page's certificates, and the folder with them."""
+    openssl = shutil.which("openssl")
+    if uses_docker() or not openssl:
+        pytest.skip("This requires openssl, and a broker that isn't in Docker.")
+    folder = tmp_path_factory.mktemp("tls")
+    for command in commands("openssl"):
+        command = [word.replace("broker.example", "localhost") for word in command]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    port = free_port()
+    (config,) = re.findall(r"```ini\n(listeners\.ssl.*?)```", PAGE, re.DOTALL)
+    config = config.replace("/etc/rabbitmq", str(folder)).replace("5671", str(port))
+    # temporary_broker() can only tell that the node is ready on the port without TLS.
+    config = config.replace("listeners.tcp = none\n", "")
+    with temporary_broker() as broker:
+        broker.stop()
+        with (broker.folder / "rabbitmq.conf").open("a") as file:
+            file.write(config)
+        broker.start()
+        yield f"amqps://guest:guest@localhost:{port}/%2F", folder
+
+
+def test_authority_in_ssl_cert_file_is_trusted(start, tls):
+    url, folder = tls
+    trusted = {"url": url, "SSL_CERT_FILE": str(folder / "ca.pem")}
+    assert start("simple/producer.py", **trusted).wait() == 0
+    start("simple/consumer.py", **trusted).wait_for("Received", times=10)
+    assert start("work_queue/producer.py", "task", **trusted).wait() == 0
+    start("work_queue/consumer.py", **trusted).wait_for("Done 'task'")
+
+
+@pytest.mark.parametrize(
+    ("host", "environment", "reason"),
+    [
+        ("localhost", {}, "CERTIFICATE_VERIFY_FAILED"),
+        ("127.0.0.1", {"SSL_CERT_FILE": "ca.pem"}, "not valid for '127.0.0.1'"),
+    ],
+)
+def test_certificate_of_another_authority_or_host_is_one_line(
+    start, tls, host, environment, reason
+):
+    url, folder = tls
+    url = url.replace("localhost", host)
+    process = start("simple/producer.py", url=url, cwd=folder, **environment)
+    assert process.wait() == 1
+    (line,) = process.errors
+    assert line.startswith(" [!] Can't connect to RabbitMQ: ")
+    assert reason in line
