@@ -24,7 +24,7 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def header(text):
-    """Turn 'level=5' into ('level', 5). In double quotes, the number stays text."""
+    """Turn 'level=5' into ('level', 5). In quotes, 5 stays text. No value is None."""
     key, _, value = text.partition("=")
     return key, int(value) if value.isdecimal() else value.strip('"') or None
 
