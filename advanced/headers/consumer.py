@@ -41,7 +41,9 @@ def main():
     # A headers exchange ignores the routing key. It compares a message's headers with
     # the arguments of its bindings.
     channel.exchange_declare(
-        exchange="headers_logs", exchange_type="headers", durable=True
+        exchange="headers_logs",
+        exchange_type="headers",
+        durable=True,  # it survives a broker restart
     )
 
     # Create a queue for this process. The broker makes up its name, and deletes it

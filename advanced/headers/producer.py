@@ -41,7 +41,9 @@ def main():
     # A headers exchange ignores the routing key. It compares a message's headers with
     # the arguments of its bindings.
     channel.exchange_declare(
-        exchange="headers_logs", exchange_type="headers", durable=True
+        exchange="headers_logs",
+        exchange_type="headers",
+        durable=True,  # it survives a broker restart
     )
 
     # Publisher confirms: basic_publish now waits for the broker's answer. With
