@@ -77,7 +77,7 @@ def test_each_order_is_stored_and_sold_once(run, tmp_path):
     producer = send(run, "book", "pen", "book")
     consumer.wait_for("Sold", times=3)
     assert producer.output == [
-        " [x] Stored 3 orders",
+        " [x] Orders stored: 3",
         " [x] Sent 'book'",
         " [x] Sent 'pen'",
         " [x] Sent 'book'",
@@ -95,12 +95,12 @@ def test_order_is_stored_while_the_broker_is_down_and_sent_later(run, tmp_path):
         closed = f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/%2F"
     producer = run(PRODUCER, "book", "pen", url=closed)
     assert producer.wait() == 1
-    assert producer.output == [" [x] Stored 2 orders"]
+    assert producer.output == [" [x] Orders stored: 2"]
     assert len(producer.errors) == 1, producer
     assert len(outbox(tmp_path)) == 2
 
     sent = send(run).output
-    assert sent == [" [x] Stored 0 orders", " [x] Sent 'book'", " [x] Sent 'pen'"]
+    assert sent == [" [x] Orders stored: 0", " [x] Sent 'book'", " [x] Sent 'pen'"]
     run(CONSUMER).wait_for("Sold", times=2)
     assert sales(tmp_path) == ["book", "pen"]
 

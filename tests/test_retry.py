@@ -223,6 +223,24 @@ def test_email_that_kills_the_consumer_four_times_is_dead(start, tmp_path, chann
     assert properties.headers["x-first-death-reason"] == "delivery_limit"
 
 
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_crash_counts_against_all_emails_that_a_consumer_holds(
+    start, broker, channel, prefetch
+):
+    start(CONSUMER).wait_until_ready().kill()
+    send(start, "Bad", "Good")
+    for _ in range(4):
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            crashing = connection.channel()
+            crashing.basic_qos(prefetch_count=prefetch)
+            for method, _, _ in crashing.consume("emails"):
+                if method.delivery_tag == prefetch:
+                    break
+            connection.close()
+    wait_for_message_count(prefetch, channel, "dead_emails")
+    wait_for_message_count(2 - prefetch, channel, "emails")
+
+
 def test_bug_is_a_traceback_and_the_email_is_not_retried_later(
     start, tmp_path, channel
 ):

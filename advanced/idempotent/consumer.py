@@ -43,8 +43,8 @@ def main():
             channel.basic_reject(delivery_tag=method.delivery_tag, requeue=False)
             return
 
-        # One transaction stores the id and the sale, or neither if we crash. It ignores
-        # an id that the table already has.
+        # One transaction stores the id and the sale, or neither if we crash. If the
+        # table already has the id, the insert changes no row, and we don't sell again.
         with database:
             insert = "INSERT OR IGNORE INTO handled VALUES (?)"
             is_new = database.execute(insert, [properties.message_id]).rowcount

@@ -26,13 +26,13 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 def main():
     parser = ArgumentParser(description="Store orders and send them.")
-    parser.add_argument("item", nargs="*", help="without one, send only the outbox")
+    parser.add_argument("item", nargs="*", help="default: only send the outbox")
     items = parser.parse_args().item
 
     # The table outbox holds each message until the broker has confirmed it.
     database = sqlite3.connect("orders.db")
-    for table in "orders", "outbox":
-        database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id PRIMARY KEY, item)")
+    database.execute("CREATE TABLE IF NOT EXISTS orders (id PRIMARY KEY, item)")
+    database.execute("CREATE TABLE IF NOT EXISTS outbox (id PRIMARY KEY, item)")
 
     # One transaction stores an order and its message. We don't need the broker for
     # this, so a customer can order while it's down.
@@ -41,7 +41,7 @@ def main():
             row = str(uuid.uuid4()), item.encode(errors="surrogateescape")
             database.execute("INSERT INTO orders VALUES (?, ?)", row)
             database.execute("INSERT INTO outbox VALUES (?, ?)", row)
-    print(f" [x] Stored {len(items)} orders")
+    print(f" [x] Orders stored: {len(items)}")
 
     connection = connect()
     channel = connection.channel()
@@ -59,7 +59,7 @@ def main():
             body=item,
             # The order's id, because it stays the same if we send the message again.
             properties=pika.BasicProperties(message_id=order_id),
-            mandatory=True,
+            mandatory=True,  # raise UnroutableError if the queue doesn't exist
         )
 
         # Delete it after the confirm, not before. If we crash in between, the next run

@@ -64,7 +64,7 @@ def main():
         channel.queue_declare(f"emails_wait_{delay}s", durable=True, arguments=wait)
 
     # Publisher confirms: basic_publish now returns only when the broker has stored the
-    # email on disk, or raises an exception.
+    # email on disk. With mandatory, it raises an exception if the queue doesn't exist.
     channel.confirm_delivery()
 
     def on_message(channel, method, properties, body):

@@ -47,7 +47,7 @@ def main():
     channel.queue_declare(queue="emails", durable=True, arguments=arguments)
 
     # Publisher confirms: basic_publish now returns only when the broker has stored the
-    # email on disk, or raises an exception.
+    # email on disk. With mandatory, it raises an exception if the queue doesn't exist.
     channel.confirm_delivery()
     for email in emails:
         body = email.encode(errors="surrogateescape")
