@@ -244,6 +244,18 @@ def test_order_is_sent_when_the_producer_is_stopped(run, tmp_path, channel, step
     assert sales(tmp_path) == orders(tmp_path) == ["book"] * min(messages, 1) + ["pen"]
 
 
+def test_consumer_holds_one_message_at_a_time(run, tmp_path, channel):
+    send(run, "book", "pen")
+    killed = run(interrupted(tmp_path, CONSUMER, TRANSACTION, "before", KILL))
+    assert killed.wait() == -signal.SIGKILL
+    wait_for_message_count(2, channel, "purchases")
+    messages = [channel.basic_get("purchases") for _ in range(2)]
+    assert [(method.redelivered, body) for method, _, body in messages] == [
+        (True, b"book"),
+        (False, b"pen"),
+    ]
+
+
 @pytest.mark.parametrize(("prefetch", "remaining"), [(0, 0), (1, 4)])
 def test_after_21_crashes_rabbitmq_4_has_deleted_what_the_consumer_held(
     run, broker, channel, prefetch, remaining
