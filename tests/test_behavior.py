@@ -415,3 +415,15 @@ def test_script_depends_on_pika_alone(script, tmp_path):
         timeout=80,
     )
     assert "AMQP_URL" in done.stderr, done.stderr
+
+
+def test_no_lesson_uses_a_deprecated_feature(start_all, broker):
+    if broker.version.startswith("3.10."):
+        return  # it has no list
+    for process in start_all(CONSUMERS).values():
+        process.wait_until_ready()
+    options = ("--used", "--formatter", "csv", "--silent")
+    used = broker.ctl("list_deprecated_features", *options)
+    # The management plugin uses this one itself.
+    names = set(re.findall(r'(?m)^"?(\w+)', used))
+    assert names <= {"name", "management_metrics_collection"}, used
