@@ -308,7 +308,7 @@ def test_bug_in_the_readers_code_is_a_traceback_with_its_line(start, tmp_path, b
     for script in SCRIPTS:
         # An OSError, because that's easily taken for a lost connection.
         copy = insert(
-            script, "channel = connection.channel()", "open('no-file')", tmp_path
+            script, "channel = connection.channel(", "open('no-file')", tmp_path
         )
         processes[script] = start(
             copy, *arguments(script), url=broker.url, cwd=tmp_path
