@@ -157,7 +157,15 @@ def outcomes(broker):
             if "transient_nonexcl_queues" not in error.reply_text:
                 raise
     found = {key: take(broker, *key) for key in connections if key[0] != "restart"}
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("durable-logs", durable=True)
+        channel.exchange_declare("transient-logs")
     broker.restart()
+    exchanges = broker.ctl("list_exchanges", "--silent", "name").split()
+    for kind in ("durable", "transient"):
+        outcome = "kept" if f"{kind}-logs" in exchanges else "lost"
+        found["restart", "exchange", kind, None] = outcome
     return found | {key: take(broker, *key) for key in connections if key not in found}
 
 
@@ -168,6 +176,12 @@ def test_messages_survive_as_the_tables_say(outcomes):
             assert outcomes.get((event, kind, mode, None), cell) == cell, (kind, mode)
     cells = [cell for row in received for cell in row[3:]]
     assert cells == [found for key, found in outcomes.items() if key[3] is not None]
+
+
+def test_transient_exchange_survives_a_restart_only_since_4_2(broker, outcomes):
+    assert outcomes["restart", "exchange", "durable", None] == "kept"
+    expected = "kept" if version(broker) >= (4, 2) else "lost"
+    assert outcomes["restart", "exchange", "transient", None] == expected
 
 
 def test_chinese_tables_say_the_same():
@@ -304,6 +318,24 @@ def declare(channel):
     yield declare
     for name in names:
         channel.queue_delete(name)
+
+
+def test_quorum_queue_gives_up_after_20_redeliveries_since_4_0(
+    broker, channel, declare, queue
+):
+    dead_letters = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+    tasks = declare({"x-queue-type": "quorum"} | dead_letters)
+    channel.basic_publish("", tasks, b"x")
+    deliveries = []
+
+    def reject(channel, method, properties, body):
+        deliveries.append(method)
+        channel.basic_reject(method.delivery_tag)
+
+    channel.basic_consume(tasks, reject)
+    while message_count(channel, queue) == 0 and len(deliveries) < 30:
+        channel.connection.process_data_events(time_limit=0.1)
+    assert len(deliveries) == (21 if version(broker) >= (4, 0) else 30)
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
