@@ -201,7 +201,7 @@ def test_rpc_client_takes_the_first_answer_to_each_request(start, channel):
         client.wait_for("Requesting", times=3)
         requests = [next(channel.consume("rpc_queue", auto_ack=True)) for _ in "012"]
         ids = [properties.correlation_id for _, properties, _ in requests]
-        answers, errors, unanswered = 0, {0, 1, 2}
+        answers, errors, unanswered = [], 0, {0, 1, 2}
         for reply in [*replies, *({"body": b"7", "request": n} for n in range(3))]:
             properties = dict(reply)
             body, n = properties.pop("body"), properties.pop("request")
