@@ -223,6 +223,16 @@ def test_email_that_kills_the_consumer_four_times_is_dead(start, tmp_path, chann
     assert properties.headers["x-first-death-reason"] == "delivery_limit"
 
 
+def test_retried_email_keeps_the_senders_headers_only(start, channel):
+    start(CONSUMER).wait_until_ready()
+    headers = {"trace": "t1", "x-own": "dropped", "attempt": 4}
+    properties = pika.BasicProperties(headers=headers)
+    channel.basic_publish("", "emails", b"Newsletter....", properties)
+    _, properties, _ = get(channel, "dead_emails")
+    assert properties.headers.pop("x-delivery-count", 0) == 0  # the broker's own
+    assert properties.headers == {"trace": "t1", "attempt": 5}
+
+
 @pytest.mark.parametrize("prefetch", [1, 2])
 def test_crash_counts_against_all_emails_that_a_consumer_holds(
     start, broker, channel, prefetch

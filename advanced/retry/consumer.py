@@ -72,7 +72,8 @@ def main():
 
         # We count attempts in our own header, because the broker counts other things:
         # crashes (in x-delivery-count) and dead letters (in x-death).
-        attempt = (properties.headers or {}).get("attempt", 1)
+        headers = properties.headers or {}
+        attempt = headers.get("attempt", 1)
         print(f" [x] Received {email!r}, attempt {attempt}")
         try:
             send_email(email, attempt)
@@ -82,9 +83,12 @@ def main():
                 queue = f"emails_wait_{DELAYS[attempt - 1]}s"
             print(f" [!] Failed {email!r}: {error}. Next: {queue}", file=sys.stderr)
 
+            # Keep the sender's headers, but not the broker's, such as x-death.
+            headers = {key: headers[key] for key in headers if key[:2] != "x-"}
+            properties.headers = headers | {"attempt": attempt + 1}
+
             # Publish first, and acknowledge after the confirm. If we crash in between,
             # the email exists twice, but it isn't lost.
-            properties.headers = {"attempt": attempt + 1}
             channel.basic_publish("", queue, body, properties, mandatory=True)
         else:
             print(f" [x] Done {email!r}")
