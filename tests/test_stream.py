@@ -89,9 +89,9 @@ def test_late_reader_starts_where_told(start, reader, position, expected):
     assert events(process) == expected
 
 
-def test_reader_starts_at_the_first_event_by_default(start, reader):
+def test_reader_without_arguments_starts_at_the_first_event(start, reader):
     assert start(PRODUCER, "a", "b").wait() == 0
-    process = reader("alice").wait_for("'b'")
+    process = reader().wait_for("'b'")
     assert events(process) == ["a", "b"]
 
 

@@ -26,7 +26,7 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 def main():
     parser = ArgumentParser(description="Read the stream 'events'.")
-    parser.add_argument("name", help="your name for this reader")
+    parser.add_argument("name", nargs="?", default="alice", help="default: alice")
     parser.add_argument("start", nargs="?", default="first", help="default: first")
     reader = parser.parse_args()
 
