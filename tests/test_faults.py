@@ -179,27 +179,26 @@ def low_memory(broker):
     broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
-def test_producer_waits_while_the_broker_is_low_on_memory(
-    start, broker, channel, low_memory
-):
+def test_producer_waits_while_the_broker_is_low_on_memory(start, broker, low_memory):
     producer = start("work_queue/producer.py", "a", "b", "c")
     limited = f"{broker.url}?blocked_connection_timeout=1"
     impatient = start("work_queue/producer.py", "d", url=limited)
-    impatient.wait_for("ConnectionBlockedTimeout", "Retrying.")
+    impatient.wait_for("ConnectionBlockedTimeout")
     assert producer.running
     low_memory()
     assert producer.wait() == impatient.wait() == 0
     assert producer.output == [f" [x] Sent '{task}'" for task in "abc"]
     assert impatient.output == [" [x] Sent 'd'"]
-    got = [channel.basic_get("task_queue", auto_ack=True)[2] for _ in range(4)]
-    assert sorted(got) == [b"a", b"b", b"c", b"d"]
+    worker = start("work_queue/consumer.py")
+    for task in "abcd":
+        worker.wait_for(f"Done '{task}'")
 
 
 @pytest.mark.usefixtures("low_memory")
 def test_rpc_client_times_out_when_the_broker_is_low_on_memory(start):
     start("rpc/consumer.py").wait_until_ready()
     client = start("rpc/producer.py", "5", "--timeout", "2")
-    assert client.wait(5) == 1
+    assert client.wait(10) == 1
     assert client.errors == [" [!] No answer in 2 s: fib(5)"]
 
 
@@ -229,17 +228,17 @@ def test_task_that_outlasts_consumer_timeout_is_redelivered(start, broker):
 @pytest.mark.parametrize(
     ("script", "queue", "last_moment"),
     [
-        ("simple/consumer.py", "hello", 4900),
+        ("simple/consumer.py", "hello", 2400),
         ("work_queue/consumer.py", "task_queue", 200),
     ],
 )
-@pytest.mark.parametrize("groups", [1, pytest.param(10, marks=FAULTS)])
+@pytest.mark.parametrize("groups", [[5], pytest.param([10] * 5, marks=FAULTS)])
 def test_ctrl_c_during_a_backlog_exits_cleanly(
     start, channel, script, queue, last_moment, groups
 ):
-    """Five consumers at a time share a backlog of 25,000 messages."""
-    for _ in range(groups):
-        moments = [random.randint(1, last_moment) for _ in range(5)]
+    """The consumers of a group share a backlog of 25,000 messages."""
+    for size in groups:
+        moments = [random.randint(1, last_moment) for _ in range(size)]
         consumers = [start_and_interrupt(start, script, n) for n in moments]
         for consumer in consumers:
             consumer.wait_until_ready().process.send_signal(signal.SIGSTOP)
@@ -294,7 +293,7 @@ def test_disconnecting_loses_no_confirmed_message(broker, channel, report):
     """RabbitMQ 3.10 sometimes drops unconfirmed ones. We only count them."""
     channel.queue_declare("hello", durable=True, arguments=QUORUM)
     sent: dict[bool, set[bytes]] = {False: set(), True: set()}
-    for i in range(600):
+    for i in range(400):
         confirms = i % 2 == 0
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
             producer = connection.channel()
@@ -311,4 +310,4 @@ def test_disconnecting_loses_no_confirmed_message(broker, channel, report):
         if body == b"last":
             break
     assert sent[True] <= received
-    report(f"{len(sent[False] - received)} of 900 lost without confirms, 0 with them")
+    report(f"{len(sent[False] - received)} of 600 lost without confirms, 0 with them")
