@@ -1,300 +1,202 @@
-"""What the lessons are compared with: other ways and other libraries, one run of one of them.
+"""What run.py measures the lessons beside: a program in each function.
 
     python benchmarks/clients.py publish-aio-pika 10000
 
-prints {"count": 10000, "seconds": ...}. All publish the same messages to the same queue: 100 bytes,
-persistent, with a message_id, mandatory. Each clock starts before the connection is made, when the
-library is loaded, and stops when the connection is closed, or at the last confirm if there are any.
+They connect to AMQP_URL and use queues that run.py has created. What they publish looks
+like the messages of advanced/confirms. `worker` and `rpc_client` are our own code, and
+make the same calls as the programs of the official tutorials:
+https://www.rabbitmq.com/tutorials
 """
 
 import asyncio
-import functools
-import json
 import os
 import socket
 import sys
 import time
+import uuid
 
+import aio_pika
 import pika
 
-URL = os.environ["AMQP_URL"]
-QUEUE = "confirms"
-ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
-RUN = "0123456789abcdef0123456789abcdef"
-BODY = 100
-AIO_BATCH = 500
+PARAMETERS = pika.URLParameters(os.environ["AMQP_URL"])
+WINDOW = 2000  # as many messages in flight as in advanced/confirms
+RUN_ID = uuid.uuid4().hex
 
 
 def body(number):
-    return f"{number} ".encode().ljust(BODY, b".")
+    return f"{number} ".encode().ljust(100, b".")
 
 
-def timed(function):
-    """Make function return the seconds that it takes."""
-
-    @functools.wraps(function)
-    def wrapper(*arguments):
-        start = time.monotonic()
-        function(*arguments)
-        return time.monotonic() - start
-
-    return wrapper
-
-
-def pika_publish(count, confirm):
-    properties = pika.BasicProperties(delivery_mode=2)
-    with pika.BlockingConnection(pika.URLParameters(URL)) as connection:
-        channel = connection.channel()
-        channel.queue_declare(QUEUE, durable=True, arguments=ARGUMENTS)
-        if confirm:
-            channel.confirm_delivery()
-        for number in range(count):
-            properties.message_id = f"{RUN}-{number}"
-            channel.basic_publish("", QUEUE, body(number), properties, mandatory=True)
+def publish(channel, number):
+    channel.basic_publish(
+        exchange="",
+        routing_key="confirms",
+        body=body(number),
+        properties=pika.BasicProperties(
+            delivery_mode=pika.DeliveryMode.Persistent,
+            message_id=f"{RUN_ID}-{number}",
+        ),
+        mandatory=True,
+    )
 
 
-@timed
+def publish_no_confirms(count, confirm=False):
+    connection = pika.BlockingConnection(PARAMETERS)
+    channel = connection.channel()
+    if confirm:
+        channel.confirm_delivery()
+    for number in range(count):
+        publish(channel, number)
+    connection.close()
+
+
 def publish_one_at_a_time(count):
-    pika_publish(count, confirm=True)
-
-
-@timed
-def publish_no_confirms(count):
-    pika_publish(count, confirm=False)
+    publish_no_confirms(count, confirm=True)
 
 
 def publish_aio_pika(count):
-    import aio_pika
-
     async def run():
-        async with await aio_pika.connect_robust(URL) as connection:
-            channel = await connection.channel()
-            await channel.declare_queue(QUEUE, durable=True, arguments=ARGUMENTS)
+        connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])
+        channel = await connection.channel()
 
-            def publish(number):
-                message = aio_pika.Message(
-                    body(number),
-                    delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                    message_id=f"{RUN}-{number}",
-                )
-                return channel.default_exchange.publish(message, routing_key=QUEUE)
+        def publish(number):
+            message = aio_pika.Message(
+                body(number),
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                message_id=f"{RUN_ID}-{number}",
+            )
+            return channel.default_exchange.publish(message, routing_key="confirms")
 
-            for start in range(0, count, AIO_BATCH):
-                await asyncio.gather(*map(publish, range(start, min(start + AIO_BATCH, count))))
+        for start in range(0, count, 500):
+            await asyncio.gather(*map(publish, range(start, min(start + 500, count))))
+        await connection.close()
 
-    return timed(asyncio.run)(run())
-
-
-def kombu_publish(count, options):
-    import kombu
-
-    @timed
-    def run():
-        # The vhost as amqp://.../%2F has it is what kombu takes it for, too.
-        with kombu.Connection(URL, transport_options=options) as connection:
-            queue = kombu.Queue(QUEUE, durable=True, queue_arguments=ARGUMENTS)
-            queue(connection.default_channel).queue_declare()
-            producer = connection.Producer()
-            for number in range(count):
-                producer.publish(
-                    body(number),
-                    routing_key=QUEUE,
-                    delivery_mode=2,
-                    message_id=f"{RUN}-{number}",
-                    mandatory=True,
-                )
-
-    return run()
+    asyncio.run(run())
 
 
-def publish_kombu(count):
-    return kombu_publish(count, {})
+def publish_select_connection(count):
+    """Keep confirms in flight, but remember only the last one: pika's ceiling.
 
+    It couldn't resend what the broker refuses, or what a lost connection had in flight.
+    """
+    sent = 0
 
-def publish_kombu_confirms(count):
-    return kombu_publish(count, {"confirm_publish": True})
+    def on_open(connection):
+        connection.channel(on_open_callback=on_channel_open)
 
+    def on_channel_open(channel):
+        def fill_window(confirmed):
+            nonlocal sent
+            while sent < min(count, confirmed + WINDOW):
+                publish(channel, sent)
+                sent += 1
+            if confirmed == count:
+                connection.close()
 
-def publish_amqpstorm(count):
-    import amqpstorm
+        channel.confirm_delivery(lambda frame: fill_window(frame.method.delivery_tag))
+        fill_window(confirmed=0)
 
-    @timed
-    def run():
-        with amqpstorm.UriConnection(URL) as connection, connection.channel() as channel:
-            channel.queue.declare(QUEUE, durable=True, arguments=ARGUMENTS)
-            channel.confirm_deliveries()
-            for number in range(count):
-                message = amqpstorm.Message.create(
-                    channel,
-                    body(number),
-                    {"delivery_mode": 2, "message_id": f"{RUN}-{number}"},
-                )
-                message.publish(QUEUE, mandatory=True)
+    def on_close(connection, reason):
+        connection.ioloop.stop()
 
-    return run()
+    connection = pika.SelectConnection(PARAMETERS, on_open, on_close_callback=on_close)
+    connection.ioloop.start()
 
 
 def publish_raw_socket(count):
-    """Publish frames that were encoded beforehand, with confirms and a window of 2000, as ours.
+    """Keep confirms in flight, and send frames that were encoded once.
 
-    It is the limit: what a client could reach that took no time of its own.
+    No client could be faster. This one logs in without waiting for the answers.
     """
-    window = 2000
-    parameters = pika.URLParameters(URL)
-    with pika.BlockingConnection(parameters) as connection:
-        connection.channel().queue_declare(QUEUE, durable=True, arguments=ARGUMENTS)
-    frame, spec = pika.frame, pika.spec
-    properties = pika.BasicProperties(delivery_mode=2, message_id=f"{RUN}-12345")
+    spec, user = pika.spec, PARAMETERS.credentials
+    login = f"\0{user.username}\0{user.password}"
+    opening = [
+        pika.frame.ProtocolHeader(),
+        pika.frame.Method(0, spec.Connection.StartOk({}, "PLAIN", login, "en_US")),
+        pika.frame.Method(0, spec.Connection.TuneOk(1, 131072, 0)),
+        pika.frame.Method(0, spec.Connection.Open(PARAMETERS.virtual_host)),
+        pika.frame.Method(1, spec.Channel.Open()),
+        pika.frame.Method(1, spec.Confirm.Select()),
+    ]
+    properties = pika.BasicProperties(delivery_mode=2, message_id=f"{RUN_ID}-12345")
+    publish = spec.Basic.Publish(routing_key="confirms", mandatory=True)
     message = (
-        frame.Method(1, spec.Basic.Publish(routing_key=QUEUE, mandatory=True)).marshal()
-        + frame.Header(1, BODY, properties).marshal()
-        + frame.Body(1, body(12345)).marshal()
+        pika.frame.Method(1, publish).marshal()
+        + pika.frame.Header(1, 100, properties).marshal()
+        + pika.frame.Body(1, body(12345)).marshal()
     )
-    buffer = b""
-
-    def received():
-        """Return the next frame's method if it is all here."""
-        nonlocal buffer
-        length, frame_in = frame.decode_frame(buffer)
-        buffer = buffer[length:]
-        return frame_in and frame_in.method
-
-    def call(channel, method):
-        nonlocal buffer
-        connection.sendall(frame.Method(channel, method).marshal())
-        while not (answer := received()):
-            buffer += connection.recv(4096)
-        return answer
-
-    @timed
-    def run():
-        nonlocal buffer
-        user = parameters.credentials
-        plain = f"\0{user.username}\0{user.password}"
-        connection.sendall(frame.ProtocolHeader().marshal())
-        while not received():
-            buffer += connection.recv(4096)
-        capabilities = {"capabilities": {"publisher_confirms": True}}
-        tune = call(0, spec.Connection.StartOk(capabilities, "PLAIN", plain, "en_US"))
-        tune_ok = spec.Connection.TuneOk(tune.channel_max, tune.frame_max, 0)
-        connection.sendall(frame.Method(0, tune_ok).marshal())
-        call(0, spec.Connection.Open(parameters.virtual_host))
-        call(1, spec.Channel.Open())
-        call(1, spec.Confirm.Select())
-        sent = confirmed = upto = 0
-        single = set()  # tags confirmed one by one, and beyond upto
+    sent = confirmed = 0
+    data = b""
+    with socket.create_connection((PARAMETERS.host, PARAMETERS.port)) as connection:
+        connection.sendall(b"".join(frame.marshal() for frame in opening))
         while confirmed < count:
-            if more := min(count - sent, window - (sent - confirmed)):
-                connection.sendall(message * more)
-                sent += more
-            buffer += connection.recv(65536)
-            while ack := received():
-                if not isinstance(ack, spec.Basic.Ack):
-                    sys.exit(f"the broker said {ack}")
-                if ack.multiple:
-                    upto = max(upto, ack.delivery_tag)
-                    single = {tag for tag in single if tag > upto}
-                else:
-                    single.add(ack.delivery_tag)
-                confirmed = upto + len(single)
-
-    with socket.create_connection((parameters.host, parameters.port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return run()
+            room = min(count, confirmed + WINDOW) - sent
+            connection.sendall(message * room)
+            sent += room
+            data += connection.recv(65536)
+            while (decoded := pika.frame.decode_frame(data))[1]:
+                length, frame = decoded
+                data = data[length:]
+                if isinstance(frame.method, spec.Basic.Ack):
+                    confirmed = frame.method.delivery_tag
 
 
-def pika_consume(count, prefetch):
-    """Consume with an ack each, or with auto_ack if prefetch is 0."""
-    taken = 0
+def consume(prefetch):
+    """Acknowledge each message, until the process is killed."""
+    channel = pika.BlockingConnection(PARAMETERS).channel()
 
     def on_message(channel, method, properties, body):
-        nonlocal taken
-        taken += 1
-        if prefetch:
-            channel.basic_ack(method.delivery_tag)
-        if taken == count:
-            channel.stop_consuming()
+        channel.basic_ack(delivery_tag=method.delivery_tag)
+        if method.delivery_tag % 1000 == 0:
+            print(f" [x] Received {method.delivery_tag}")
 
-    with pika.BlockingConnection(pika.URLParameters(URL)) as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=prefetch)
-        channel.basic_consume(QUEUE, on_message, auto_ack=not prefetch)
-        channel.start_consuming()
+    channel.basic_qos(prefetch_count=prefetch)
+    print(" [*] Waiting for messages")
+    channel.basic_consume(queue="confirms", on_message_callback=on_message)
+    channel.start_consuming()
 
 
-@timed
-def consume_prefetch_1(count):
-    pika_consume(count, 1)
+def worker():
+    channel = pika.BlockingConnection(PARAMETERS).channel()
+    quorum = {"x-queue-type": "quorum"}
+    channel.queue_declare(queue="task_queue", durable=True, arguments=quorum)
+
+    def on_message(channel, method, properties, body):
+        print(f" [x] Received {body.decode()}")
+        time.sleep(body.count(b"."))
+        print(" [x] Done")
+        channel.basic_ack(delivery_tag=method.delivery_tag)
+
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue="task_queue", on_message_callback=on_message)
+    channel.start_consuming()
 
 
-@timed
-def consume_prefetch_100(count):
-    pika_consume(count, 100)
+def rpc_client(count):
+    connection = pika.BlockingConnection(PARAMETERS)
+    channel = connection.channel()
+    queue = channel.queue_declare(queue="", exclusive=True).method.queue
+    answers = {}
 
+    def on_answer(channel, method, properties, body):
+        answers[properties.correlation_id] = int(body)
 
-@timed
-def consume_auto_ack(count):
-    pika_consume(count, 0)
-
-
-def consume_aio_pika(count):
-    import aio_pika
-
-    async def run():
-        async with await aio_pika.connect_robust(URL) as connection:
-            channel = await connection.channel()
-            await channel.set_qos(prefetch_count=100)
-            queue = await channel.get_queue(QUEUE)
-            taken = 0
-            async with queue.iterator() as messages:
-                async for message in messages:
-                    async with message.process():
-                        taken += 1
-                    if taken == count:
-                        break
-
-    return timed(asyncio.run)(run())
-
-
-def rpc(count, direct):
-    """Call rpc_queue count times, one call after the other; return the seconds of each.
-
-    This is what the official tutorial's client does, with a reply queue of its own; or the same
-    with direct reply-to in place of that queue.
-    """
-    times = []
-    answered = None
-
-    def on_reply(channel, method, properties, body):
-        nonlocal answered
-        answered = properties.correlation_id
-
-    with pika.BlockingConnection(pika.URLParameters(URL)) as connection:
-        channel = connection.channel()
-        reply_to = "amq.rabbitmq.reply-to"
-        if not direct:
-            reply_to = channel.queue_declare("", exclusive=True).method.queue
-        channel.basic_consume(reply_to, on_reply, auto_ack=True)
-        for number in range(count):
-            start = time.monotonic()
-            properties = pika.BasicProperties(reply_to=reply_to, correlation_id=str(number))
-            channel.basic_publish("", "rpc_queue", b"0", properties)
-            while answered != str(number):
-                connection.process_data_events(time_limit=None)
-            times.append(time.monotonic() - start)
-    return times
-
-
-def rpc_direct_reply_to(count):
-    return rpc(count, direct=True)
-
-
-def rpc_reply_queue(count):
-    return rpc(count, direct=False)
+    channel.basic_consume(queue=queue, on_message_callback=on_answer, auto_ack=True)
+    for _ in range(count):
+        print(" [x] Requesting fib(0)")
+        request = str(uuid.uuid4())
+        properties = pika.BasicProperties(reply_to=queue, correlation_id=request)
+        channel.basic_publish("", "rpc_queue", b"0", properties)
+        while request not in answers:
+            connection.process_data_events(time_limit=None)
+        print(f" [.] Got {answers.pop(request)}")
+    connection.close()
 
 
 if __name__ == "__main__":
-    name, count = sys.argv[1], int(sys.argv[2])
-    result = globals()[name.replace("-", "_")](count)
-    times = result if isinstance(result, list) else [result]
-    print(json.dumps({"count": count, "seconds": sum(times), "times": times}))
+    # Print line by line, as to a terminal, because the lessons do so even to a pipe.
+    sys.stdout.reconfigure(line_buffering=True)
+    name, *arguments = sys.argv[1:]
+    start = time.monotonic()
+    globals()[name.replace("-", "_")](*map(int, arguments))
+    print(f" [x] Finished in {time.monotonic() - start:.2f} s")
