@@ -38,8 +38,8 @@ def on_request(channel, method, properties, body):
         print(f" [!] Refused {body.decode(errors='replace')!r}", file=sys.stderr)
         answer = "error: not a number from 0 to 9999"
 
-    # The request names the queue for the answer. The client finds its request again by
-    # the correlation_id.
+    # The request's reply_to names where the answer goes. Its correlation_id tells the
+    # client which request the answer is for.
     if properties.reply_to:
         channel.basic_publish(
             exchange="",

@@ -9,7 +9,7 @@
 
     python work_queue/consumer.py
 
-Start it in two terminals, then run producer.py in a third. Each task goes to one.
+Start it in two terminals, then run producer.py in a third. The workers share the tasks.
 After Ctrl+C the worker finishes its task. After a second one it exits immediately.
 """
 

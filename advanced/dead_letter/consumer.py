@@ -60,7 +60,7 @@ def on_order(channel, method, properties, body):
 
 def print_dead(channel):
     # We don't acknowledge them, so they return to the queue when we exit. Take only a
-    # few, because nobody else can get them until then.
+    # few, because no other consumer can get them until then.
     for _ in range(10):
         method, properties, body = channel.basic_get(queue="dead_orders")
         if method is None:
