@@ -449,14 +449,12 @@ def test_silent_broker_is_noticed_and_replaced(start, broker, channel):
 @pytest.mark.faults
 def test_producer_waits_while_the_broker_is_short_of_memory(start, broker, channel):
     channel.connection.close()
-    get_limit = "vm_memory_monitor:get_vm_memory_high_watermark()."
-    limit = broker.ctl("eval", get_limit).strip()
     producer = start(PRODUCER, "300000").wait_for("Confirmed 10000")
-    broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
     try:
         producer.wait_for(" [!] The broker is low on memory. Waiting.")
         assert producer.process.poll() is None
     finally:
-        broker.ctl("set_vm_memory_high_watermark", limit)
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
     assert producer.wait(60) == 0, producer
     assert messages(broker) == 300_000

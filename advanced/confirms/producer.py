@@ -32,22 +32,25 @@ class Producer:
     def __init__(self, count, size):
         self.count, self.size = count, size
         self.run_id = uuid.uuid4().hex
-        self.new = iter(range(1, count + 1))  # messages that aren't published yet
-        self.to_send = []  # messages to publish next
-        self.in_flight = {}  # messages published, but not confirmed, by delivery tag
         self.confirmed = 0
 
-        # The window: at most this many messages are in flight. They might all be in
-        # memory, so the window is smaller if they are large.
+        # Until a message is confirmed, keep what we need to publish it again. Here,
+        # that's its number.
+        self.new = iter(range(1, count + 1))  # not published yet
+        self.to_send = []  # to be published next
+        self.in_flight = {}  # published, but not confirmed: numbers by delivery tag
+
+        # The window: how many messages can be in flight. They might all be in memory,
+        # so the window is smaller if they're large.
         self.window = max(1, min(2000, 10_000_000 // max(1, size)))
 
     def run(self, connection):
-        """Open a channel. Then publish and wait for confirms, in turn."""
+        """Open a channel. Then publish, wait for confirms, publish, and so on."""
         loop = connection.ioloop
         answers, errors = [], []
 
-        # Pika works while its loop runs. It calls these functions when something
-        # happens, and they stop the loop.
+        # Pika only works while its loop runs. It calls these functions when something
+        # happens, and they stop the loop, so that wait() returns.
         def on_answer(frame):
             answers.append(frame.method)
             loop.stop()
