@@ -22,7 +22,7 @@ bench: setup  ## measure the lessons beside other libraries; ARGS=--quick takes 
 broker: setup  ## run a broker on localhost:5672 until Ctrl+C
 	@$(RUN) tools/broker.py run
 
-picture: setup  ## draw the README's picture from a real run
+picture: setup  ## draw the README's pictures from a real run
 	@$(RUN) tools/picture.py
 
 lint: .venv/ready  ## check style, formatting and types
