@@ -145,7 +145,7 @@ def test_failing_task_ends_the_worker_with_a_traceback_and_is_kept(
     edited, start, channel
 ):
     # An OSError, because that's easily taken for a lost connection.
-    worker = edited(CONSUMER, 'time.sleep(task.count("."))', "open('no-file')")
+    worker = edited(CONSUMER, 'range(task.count("."))', "open('no-file')")
     worker.wait_until_ready()
     start(PRODUCER, "read it").wait()
     assert worker.wait() == 1

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 
 import pika
 
@@ -30,7 +30,8 @@ busy = stopping = False
 
 def work(task):
     """Do one task. Here: sleep a second for each dot."""
-    time.sleep(task.count("."))
+    for _ in range(task.count(".")):
+        time.sleep(1)
 
 
 def consume(connection, pool):
@@ -51,8 +52,11 @@ def consume(connection, pool):
         # Work in another thread, so that this one can keep sending heartbeats. Without
         # them, the broker would close the connection during a long task.
         future = pool.submit(work, task)
-        while not wait([future], timeout=0.5).done:
-            connection.process_data_events()
+        while not future.done():
+            try:
+                future.exception(timeout=0.5)  # wait half a second for its end
+            except TimeoutError:
+                connection.process_data_events()
         if future.exception():
             # Exit without acknowledging: the broker redelivers the task.
             raise RuntimeError(f"task {task!r} failed") from future.exception()
