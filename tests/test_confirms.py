@@ -19,7 +19,9 @@ QUEUE = "confirms"
 ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
 WINDOW = 2000
 PREFETCH = 1000
-PUBLISH, ACK = b"\x00\x3c\x00\x28", b"\x00\x3c\x00\x50"  # class and method on the wire
+# Class and method, as they're on the wire. Both have the same arguments.
+ACK, NACK = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
+FIRST_BODY = b"\x00\x00\x00\x641 ...."  # message 1, if it has 100 bytes
 
 
 def edited(folder, script, line, *lines):
@@ -95,9 +97,10 @@ def confirmed_and_first(process):
 
 
 class Proxy:
-    """Forwards connections to the broker. It can keep what the broker sends.
+    """Forwards connections to the broker. It can change what the broker sends.
 
     `sent` has everything that the clients sent, one bytearray for each connection.
+    Once a client has sent `keeps_after`, the proxy keeps what the broker sends.
     """
 
     def __init__(self, broker):
@@ -106,7 +109,8 @@ class Proxy:
         port = self._server.getsockname()[1]
         self.url = f"amqp://guest:guest@127.0.0.1:{port}/%2F"
         self.sent = []
-        self.keeps_after = None  # for example: keep all, once a client has sent this
+        self.keeps_after = None
+        self.refuses_first = False  # change the broker's first ack to a nack
         self._sockets = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -131,6 +135,9 @@ class Proxy:
                     record += data
                 elif self.keeps_after and self.keeps_after in sent:
                     continue
+                elif self.refuses_first and ACK in data:
+                    data = data.replace(ACK, NACK, 1)
+                    self.refuses_first = False
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
@@ -192,7 +199,7 @@ def test_message_over_the_size_limit_is_refused(start, broker, channel):
 
 
 def test_not_more_than_the_window_is_in_flight(start, proxy, channel, queue):
-    proxy.keeps_after = b"\x00\x00\x641 ...."  # message 1, of 100 bytes
+    proxy.keeps_after = FIRST_BODY
     producer = start(PRODUCER, "5000", url=proxy.url)
     wait_for_message_count(WINDOW, channel, queue)
     assert producer.process.poll() is None
@@ -205,7 +212,7 @@ def test_not_more_than_the_window_is_in_flight(start, proxy, channel, queue):
 def test_messages_in_flight_are_published_again_in_order_before_newer_ones(
     start, proxy, channel, queue
 ):
-    proxy.keeps_after = b"\x00\x00\x641 ...."
+    proxy.keeps_after = FIRST_BODY
     producer = start(PRODUCER, "5000", url=proxy.url)
     wait_for_message_count(WINDOW, channel, queue)
     proxy.keeps_after = None
@@ -219,16 +226,16 @@ def test_messages_in_flight_are_published_again_in_order_before_newer_ones(
     assert len({properties.message_id for properties, _ in taken}) == 5000
 
 
-def test_refused_message_is_published_again_before_newer_ones(
-    start, channel, limit_queue
-):
-    limit_queue(1)
-    # With messages of this size, only one is in flight.
-    producer = start(PRODUCER, "6", "--size", "5000001")
-    producer.wait_for("The broker refused 1 messages. Is the queue full?", times=2)
-    assert 1 <= message_count(channel, QUEUE) < 6
-    assert numbers(take(6, channel)) == list(range(1, 7))
+def test_refused_messages_are_published_again_before_newer_ones(start, proxy):
+    proxy.refuses_first = True
+    producer = start(PRODUCER, "5000", url=proxy.url)
     assert producer.wait() == 0, producer
+    sent = re.findall(rb"\x00\x00\x00\x64(\d+) \.", proxy.sent[0])
+    again = [int(number) for number, count in Counter(sent).items() if count == 2]
+    assert producer.count(f"The broker refused {len(again)} messages") == 1
+    assert again == list(range(1, len(again) + 1))
+    newer = range(WINDOW + 1, 5001)
+    assert list(map(int, sent)) == [*range(1, WINDOW + 1), *again, *newer]
 
 
 def test_all_refused_messages_are_published_again(start, channel, limit_queue):
