@@ -20,9 +20,9 @@ from test_behavior import CONSUMERS, arguments
 FAULTS = pytest.mark.faults  # for minutes: `make faults`
 QUORUM = {"x-queue-type": "quorum"}
 
-# A queue declared less than 3 s before a SIGKILL of the broker can lose confirmed
-# messages. Confirming so many tasks, one at a time, takes longer.
-SETTLED = 1500
+# In seconds. A queue declared a shorter time before a SIGKILL of the broker can lose
+# confirmed messages.
+SETTLED = 3
 
 
 class WorkerPool:
@@ -36,6 +36,7 @@ class WorkerPool:
         self.workers = [self.start() for _ in range(size)]
         for worker in self.workers:
             worker.wait_until_ready()
+        self.settled = time.monotonic() + SETTLED
 
     def _on_line(self, line: str) -> None:
         if " [x] Received " in line:
@@ -54,6 +55,14 @@ class WorkerPool:
         self.workers[i].kill()
         self.workers[i] = self.start()
 
+    def wait_for_sent(self, count: int, producer: ScriptProcess) -> None:
+        """Wait for tasks to be confirmed, and until we can kill the broker."""
+        ScriptProcess.wait_until(
+            lambda: len(producer.output) >= count and time.monotonic() > self.settled,
+            producer,
+            90,
+        )
+
     def wait_for_done(self, tasks: list[str]) -> None:
         wanted = {repr(task) for task in tasks}
         ScriptProcess.wait_until(lambda: wanted <= set(self.done), self, 60)
@@ -66,10 +75,6 @@ class WorkerPool:
         again = len(self.received) - len(set(self.received))
         twice = len(self.done) - len(set(self.done))
         return f"{again} redelivered, {twice} done twice, longest pause {pause:.1f} s"
-
-
-def wait_until_sent(count: int, producer: ScriptProcess) -> None:
-    ScriptProcess.wait_until(lambda: len(producer.output) >= count, producer)
 
 
 @FAULTS
@@ -85,13 +90,13 @@ def test_no_task_is_lost_when_workers_are_killed(start, report):
 
 
 @FAULTS
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_no_confirmed_task_is_lost_when_the_broker_is_killed(start, broker, report):
     tasks = [f"task {i}" for i in range(5000)]
     pool = WorkerPool(start, 2)
     producer = start("work_queue/producer.py", *tasks)
-    for moment in sorted(random.sample(range(SETTLED, 4800), 5)):
-        wait_until_sent(moment, producer)
+    for moment in sorted(random.sample(range(500, 4800), 5)):
+        pool.wait_for_sent(moment, producer)
         broker.kill()
         broker.start()
     assert producer.wait(60) == 0, producer
@@ -102,7 +107,7 @@ def test_no_confirmed_task_is_lost_when_the_broker_is_killed(start, broker, repo
 
 
 @FAULTS
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_cluster_loses_no_task_and_continues_without_its_leader(report):
     if not uses_docker():
         pytest.skip("A cluster needs Docker.")
@@ -111,7 +116,7 @@ def test_cluster_loses_no_task_and_continues_without_its_leader(report):
         url = ",".join(node.url for node in nodes)
         pool = WorkerPool(start, 2, url=url)
         producer = start("work_queue/producer.py", *tasks, url=url)
-        wait_until_sent(SETTLED, producer)
+        pool.wait_for_sent(500, producer)
 
         def wait_for_more() -> float:
             """Return how long it takes until 100 more tasks are sent and done."""
