@@ -26,6 +26,9 @@ CONSUMERS = [script for script in SCRIPTS if script.endswith("consumer.py")]
 PRODUCERS = [script for script in SCRIPTS if script.endswith("producer.py")]
 RECONNECTING = [script for script in SCRIPTS if "AMQP_URL.split" in SOURCES[script]]
 PLAIN = [script for script in SCRIPTS if script not in RECONNECTING]
+# One script of each kind. The others have the same boilerplate: see below.
+KINDS = ["simple/producer.py", "simple/consumer.py", "fanout/producer.py"]
+KINDS += ["fanout/consumer.py", "rpc/producer.py", *RECONNECTING]
 
 
 def arguments(script):
@@ -114,7 +117,7 @@ def broken_url(request):
 
 
 def test_failed_connection_is_one_line(start_all, broken_url):
-    for process in start_all(PLAIN, url=broken_url).values():
+    for process in start_all(set(KINDS) & set(PLAIN), url=broken_url).values():
         check_exits_with_one_line(
             process, "Can't connect to RabbitMQ", "Is it running?"
         )
@@ -150,19 +153,19 @@ def broken(url, **parts):
 
 def test_wrong_password_is_one_line(start_all, broker):
     url = broken(broker.url, password=PASSWORD)
-    for process in start_all(SCRIPTS, url=url).values():
+    for process in start_all(KINDS, url=url).values():
         check_exits_with_one_line(process, "ACCESS_REFUSED", "password", "right?")
 
 
 def test_unknown_vhost_is_one_line(start_all, broker):
     url = broken(broker.url, vhost="nowhere")
-    for process in start_all(SCRIPTS, url=url).values():
+    for process in start_all(KINDS, url=url).values():
         check_exits_with_one_line(process, "vhost nowhere not found", "vhost right?")
 
 
 def test_invalid_url_is_one_line(start_all):
     for process in start_all(
-        SCRIPTS, url=f"amqp:/guest:{PASSWORD}@localhost:x/"
+        KINDS, url=f"amqp:/guest:{PASSWORD}@localhost:x/"
     ).values():
         check_exits_with_one_line(process, "AMQP_URL", "amqp://user:password@host:5672")
 
@@ -191,7 +194,7 @@ def test_invalid_url_shows_what_a_url_looks_like(start, script, url):
 
 
 def test_unknown_url_parameter_is_named(start_all, broker):
-    for process in start_all(SCRIPTS, url=f"{broker.url}?hartbeat=5").values():
+    for process in start_all(KINDS, url=f"{broker.url}?hartbeat=5").values():
         check_exits_with_one_line(process, "AMQP_URL", "hartbeat")
 
 
@@ -400,12 +403,17 @@ def test_boilerplate_is_the_same_in_the_scripts_that_reconnect():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_depends_on_pika_alone(script, tmp_path):
+def test_script_needs_only_pika_and_the_standard_library(script):
     assert SOURCES[script].startswith(
         '# /// script\n# requires-python = ">=3.10"\n'
         '# dependencies = ["pika>=1.3,<1.5"]\n# ///\n'
     )
-    shutil.copy(ROOT / script, tmp_path / "alone.py")
+    imports = re.findall(r"(?m)^\s*(?:import|from) (\w+)", SOURCES[script])
+    assert set(imports) - sys.stdlib_module_names == {"pika"}
+
+
+def test_script_runs_alone_with_uv(tmp_path):
+    shutil.copy(ROOT / "fanout/producer.py", tmp_path / "alone.py")
     done = subprocess.run(
         [sys.executable, "-m", "uv", "run", "--no-project", "alone.py"],
         cwd=tmp_path,

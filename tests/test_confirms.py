@@ -246,9 +246,18 @@ def test_all_refused_messages_are_published_again(start, channel, limit_queue):
     assert message_count(channel, QUEUE) == 0
 
 
-def test_messages_are_reported_as_unroutable_when_the_queue_is_deleted(start, channel):
+def test_messages_are_reported_as_unroutable_when_the_queue_is_deleted(
+    start, channel, broker
+):
     producer = start(PRODUCER, "10000000").wait_for("Confirmed 10000")
     channel.queue_delete(QUEUE)
+    producer.wait_for("No confirm in 10 seconds", "Not delivered")
+    if producer.count("No confirm"):
+        # Before 4.0, the broker might neither return nor confirm what was in flight.
+        assert broker.version.startswith("3.")
+        assert producer.stop(signal.SIGINT, timeout=5) == 130
+        assert producer.count("Not confirmed: message") == 1
+        return
     assert producer.wait() == 1
     confirmed, first, more = confirmed_and_first(producer)
     assert confirmed >= 10_000

@@ -60,7 +60,9 @@ class Producer:
             loop.stop()
 
         def wait():
+            silence = loop.call_later(10, on_silence)
             loop.start()
+            loop.remove_timeout(silence)
             for answer in answers:
                 self.handle(answer)
             answers.clear()
@@ -131,6 +133,11 @@ class Producer:
 
 def on_return(channel, method, properties, body):
     sys.exit(" [!] Not delivered: no queue 'confirms'. Was it deleted?")
+
+
+def on_silence():
+    # Perhaps most nodes of the queue are down. Then, the confirms might still come.
+    print(" [!] No confirm in 10 seconds. Was the queue deleted?", file=sys.stderr)
 
 
 def on_blocked(connection, frame):
