@@ -261,10 +261,11 @@ def test_messages_are_reported_as_unroutable_when_the_queue_is_deleted(
     assert producer.wait() == 1
     confirmed, first, more = confirmed_and_first(producer)
     assert confirmed >= 10_000
-    assert (first, more) == (confirmed + 1, 10_000_000 - confirmed - 1)
-    assert producer.errors[1:] == [
-        " [!] Not delivered: no queue 'confirms'. Was it deleted?"
-    ]
+    assert first <= confirmed + 1
+    assert more == 10_000_000 - confirmed - 1
+    # The broker might refuse what was in flight, and only then return a message.
+    errors = [line for line in producer.errors if "The broker refused" not in line]
+    assert errors[1:] == [" [!] Not delivered: no queue 'confirms'. Was it deleted?"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -440,6 +441,7 @@ def test_no_message_is_lost_when_the_broker_is_killed_three_times(
         producer.wait_for("Retrying", times=producer.count("Retrying") + 1)
         broker.start()
     assert producer.wait(120) == 0, producer
+    assert not producer.count("No confirm in 10 seconds")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         taken = take_all(connection.channel())
     counts = Counter(numbers(taken))
