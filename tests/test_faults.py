@@ -285,7 +285,8 @@ def test_broker_restart_is_one_line_except_for_the_worker_which_reconnects(
     for process in [client, *consumers.values()]:
         assert process.wait() == 1, process
         (line,) = process.errors
-        assert "CONNECTION_FORCED - broker forced connection closure" in line
+        # A script that sends something then can get a reset before it reads the reason.
+        assert "CONNECTION_FORCED - broker forced" in line or "StreamLost" in line
     worker.wait_for("Waiting for messages", times=2)
     assert all(line.endswith(". Retrying.") for line in worker.errors), worker
     assert start("work_queue/producer.py", "after").wait() == 0
