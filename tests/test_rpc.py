@@ -214,7 +214,7 @@ def test_answer_that_is_not_a_number_is_printed_escaped(ask):
 
 
 def test_wrong_number_is_not_detected(ask):
-    """Both sides have to agree on types: the page says so."""
+    """Both sides have to agree on types, as the page explains."""
     client, _ = ask((b"3736710778780434371", None))
     assert client.wait() == 0
 
