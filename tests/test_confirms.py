@@ -4,6 +4,7 @@ import contextlib
 import re
 import signal
 import socket
+import struct
 import threading
 from collections import Counter
 from pathlib import Path
@@ -80,11 +81,6 @@ def take_all(channel):
 
 def numbers(taken):
     return [int(body.split()[0]) for _, body in taken]
-
-
-def unacknowledged(broker):
-    listed = broker.ctl("list_queues", "--silent", "name", "messages_unacknowledged")
-    return dict(line.split("\t") for line in listed.splitlines()).get(QUEUE)
 
 
 def confirmed_and_first(process):
@@ -324,22 +320,35 @@ def test_consumer_prints_a_line_for_every_1000_messages(start, channel):
     assert consumer.errors == []
 
 
-def test_consumer_acknowledges_everything_while_it_waits(start, broker, channel):
+def wait_until_acknowledged(tag, proxy):
+    """Wait until the consumer has sent an acknowledgement for all up to this tag."""
+    frame = ACK + struct.pack(">QB", tag, 1)  # 1: multiple
+    wait_until(lambda: frame in proxy.sent[0], f"an acknowledgement for {tag}", 30)
+
+
+def wait_until_noticed(channel):
+    """Wait until the broker has noticed that the consumer has exited."""
+
+    def noticed():
+        return not channel.queue_declare(QUEUE, passive=True).method.consumer_count
+
+    wait_until(noticed, "no consumer", 20)
+
+
+def test_consumer_acknowledges_everything_while_it_waits(start, proxy, channel):
     publish(start, "1234")
-    consumer = start(CONSUMER).wait_for("Received 1000")
+    consumer = start(CONSUMER, url=proxy.url).wait_for("Received 1000")
+    wait_until_acknowledged(1234, proxy)
     wait_for_message_count(0, channel, QUEUE)
-    wait_until(lambda: unacknowledged(broker) == "0", "all acknowledged", 30)
-    consumer.kill()
-    wait_until(lambda: unacknowledged(broker) == "0", "all acknowledged", 30)
+    assert consumer.stop(signal.SIGINT) == 0
+    wait_until_noticed(channel)
     assert message_count(channel, QUEUE) == 0
 
 
-def test_consumer_acknowledges_many_messages_with_one_acknowledgement(
-    start, proxy, broker
-):
+def test_consumer_acknowledges_many_messages_with_one_acknowledgement(start, proxy):
     publish(start, "20000")
     consumer = start(CONSUMER, url=proxy.url).wait_for("Received 20000")
-    wait_until(lambda: unacknowledged(broker) == "0", "all acknowledged", 30)
+    wait_until_acknowledged(20_000, proxy)
     assert consumer.stop(signal.SIGINT) == 0
     assert 20 <= proxy.sent[0].count(ACK) <= 2000
 
@@ -368,10 +377,7 @@ def test_message_that_is_not_handled_returns_when_the_consumer_exits(
     handled = [int(line[2:-1]) for line in consumer.output if re.match("b'.*'$", line)]
     assert handled == list(range(1, len(handled) + 1))
 
-    def returned():
-        return not channel.queue_declare(QUEUE, passive=True).method.consumer_count
-
-    wait_until(returned, "the broker to notice that the consumer has exited", 20)
+    wait_until_noticed(channel)
     remaining = numbers(take_all(channel))
     assert sorted(remaining) == list(range(30_001 - len(remaining), 30_001))
     # It had not acknowledged more messages than it holds in advance.
