@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
-import random
 import re
 import shutil
 import signal
@@ -70,17 +70,20 @@ def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) 
 
 
 def wait_until(
-    condition: Callable[[], object], description: str, timeout: float = 120
+    condition: Callable[[], object],
+    description: str,
+    timeout: float = 120,
+    interval: float = 0.05,
 ) -> None:
-    """Check the condition every 50 ms until it's true.
+    """Check the condition once per interval until it's true. Times are in seconds.
 
-    Raises BrokerError, with the description, after the timeout (in seconds).
+    Raises BrokerError, with the description, after the timeout.
     """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise BrokerError(f"Not within {timeout} s: {description}")
-        time.sleep(0.05)
+        time.sleep(interval)
 
 
 def answers(port: int) -> bool:
@@ -107,13 +110,20 @@ def answers(port: int) -> bool:
     return bool(answer)
 
 
-def free_port() -> int:
-    """Return a port that stays free while a broker restarts.
+@functools.cache
+def ports() -> Iterator[int]:
+    """Yield ports below those that the system gives to a program that has no wish.
 
-    It's below those that the system gives to a program that doesn't ask for one.
+    They begin elsewhere in each process, so that two processes don't get the same.
     """
+    first = os.getpid() * 100
+    return (20_000 + number % 12_000 for number in itertools.count(first))
+
+
+def free_port() -> int:
+    """Return a port that stays free while a broker restarts."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = next(ports())
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

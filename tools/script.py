@@ -49,9 +49,6 @@ class ScriptProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # If we run in the background, a shell made us ignore Ctrl+C. The script
-            # mustn't inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         streams = (self.process.stdout, self.output), (self.process.stderr, self.errors)
         self._readers = [
