@@ -17,7 +17,7 @@ from conftest import message_count, starting
 from script import ScriptProcess
 from test_behavior import CONSUMERS, arguments
 
-FAULTS = pytest.mark.faults  # for minutes: `make faults`
+pytestmark = pytest.mark.faults
 QUORUM = {"x-queue-type": "quorum"}
 
 # In seconds. A queue declared a shorter time before a SIGKILL of the broker can lose
@@ -77,7 +77,6 @@ class WorkerPool:
         return f"{again} redelivered, {twice} done twice, longest pause {pause:.1f} s"
 
 
-@FAULTS
 def test_no_task_is_lost_when_workers_are_killed(start, report):
     tasks = [f"task {i}" + "." * (i % 10 == 0) for i in range(200)]
     pool = WorkerPool(start, 3)
@@ -89,7 +88,6 @@ def test_no_task_is_lost_when_workers_are_killed(start, report):
     report(f"200 tasks, 20 SIGKILLs of workers: 0 lost, {pool.figures()}")
 
 
-@FAULTS
 @pytest.mark.timeout(240)
 def test_no_confirmed_task_is_lost_when_the_broker_is_killed(start, broker, report):
     tasks = [f"task {i}" for i in range(5000)]
@@ -106,7 +104,6 @@ def test_no_confirmed_task_is_lost_when_the_broker_is_killed(start, broker, repo
     report(f"5000 tasks, 5 SIGKILLs of the broker: 0 lost, {pool.figures()}")
 
 
-@FAULTS
 @pytest.mark.timeout(240)
 def test_cluster_loses_no_task_and_continues_without_its_leader(report):
     if not uses_docker():
@@ -150,7 +147,6 @@ def leader_of(queue: str, nodes: list[Broker]) -> Broker:
     return next(node for node in nodes if leader == f"rabbit@{node.service}")
 
 
-@FAULTS
 def test_scripts_reconnect_when_the_broker_falls_silent(start, broker, report):
     # Pika gives up when nothing has come for two heartbeat timeouts + 5 s.
     url = f"{broker.url}?heartbeat=2&stack_timeout=1"
@@ -237,13 +233,13 @@ def test_task_that_outlasts_consumer_timeout_is_redelivered(start, broker):
         ("work_queue/consumer.py", "task_queue", 200),
     ],
 )
-@pytest.mark.parametrize("groups", [[5], pytest.param([10] * 5, marks=FAULTS)])
 def test_ctrl_c_during_a_backlog_exits_cleanly(
-    start, channel, script, queue, last_moment, groups
+    start, channel, script, queue, last_moment
 ):
-    """The consumers of a group share a backlog of 25,000 messages."""
-    for size in groups:
-        moments = [random.randint(1, last_moment) for _ in range(size)]
+    """Five times ten consumers share a backlog of 25,000 messages."""
+    channel.queue_declare(queue, durable=True, arguments=QUORUM)
+    for _ in range(5):
+        moments = [random.randint(1, last_moment) for _ in range(10)]
         consumers = [start_and_interrupt(start, script, n) for n in moments]
         for consumer in consumers:
             consumer.wait_until_ready().process.send_signal(signal.SIGSTOP)
@@ -293,7 +289,6 @@ def test_broker_restart_is_one_line_except_for_the_worker_which_reconnects(
     worker.wait_for("Done 'after'")
 
 
-@FAULTS
 @pytest.mark.usefixtures("start")  # deletes the queue
 def test_disconnecting_loses_no_confirmed_message(broker, channel, report):
     """RabbitMQ 3.10 sometimes drops unconfirmed ones. We only count them."""

@@ -197,12 +197,21 @@ PRODUCER_STEPS = {
 }
 
 
+STOPS = pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(KILL, id="kill"),
+        pytest.param(CTRL_C, id="Ctrl+C", marks=pytest.mark.faults),
+    ],
+)
+
+
 def interrupted(folder, script, line, where, stop):
     lines = [stop, line] if where == "before" else [line, stop]
     return edited(folder, script, line, *lines)
 
 
-@pytest.mark.parametrize("stop", [KILL, CTRL_C], ids=["kill", "Ctrl+C"])
+@STOPS
 @pytest.mark.parametrize("step", CONSUMER_STEPS)
 def test_order_is_sold_once_when_the_consumer_is_stopped(
     run, tmp_path, channel, step, stop
@@ -224,7 +233,7 @@ def test_order_is_sold_once_when_the_consumer_is_stopped(
     wait_for_message_count(0, channel, "purchases")
 
 
-@pytest.mark.parametrize("stop", [KILL, CTRL_C], ids=["kill", "Ctrl+C"])
+@STOPS
 @pytest.mark.parametrize("step", PRODUCER_STEPS)
 def test_order_is_sent_when_the_producer_is_stopped(run, tmp_path, channel, step, stop):
     line, where, messages = PRODUCER_STEPS[step]

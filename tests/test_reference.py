@@ -9,7 +9,6 @@ import inspect
 import re
 import socket
 import ssl
-import time
 import uuid
 
 import pika
@@ -141,7 +140,7 @@ def take(broker, event, kind, mode, auto_ack) -> str:
     return "lost" if not method else "redelivered" if method.redelivered else "kept"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def outcomes(broker):
     """What happened to each message: {(event, kind, mode, auto_ack): "lost"}"""
     waiting, received = (rows("docs/reliability.md", SURVIVES, n) for n in (0, 1))
@@ -169,19 +168,16 @@ def outcomes(broker):
     return found | {key: take(broker, *key) for key in connections if key not in found}
 
 
-def test_messages_survive_as_the_tables_say(outcomes):
+def test_messages_and_exchanges_survive_as_the_page_says(broker, outcomes):
+    assert outcomes["restart", "exchange", "durable", None] == "kept"
+    expected = "kept" if version(broker) >= (4, 2) else "lost"
+    assert outcomes["restart", "exchange", "transient", None] == expected
     waiting, received = (rows("docs/reliability.md", SURVIVES, n) for n in (0, 1))
     for kind, mode, *cells, _ in waiting:
         for event, cell in zip(("kill", "restart"), cells, strict=True):
             assert outcomes.get((event, kind, mode, None), cell) == cell, (kind, mode)
     cells = [cell for row in received for cell in row[3:]]
     assert cells == [found for key, found in outcomes.items() if key[3] is not None]
-
-
-def test_transient_exchange_survives_a_restart_only_since_4_2(broker, outcomes):
-    assert outcomes["restart", "exchange", "durable", None] == "kept"
-    expected = "kept" if version(broker) >= (4, 2) else "lost"
-    assert outcomes["restart", "exchange", "transient", None] == expected
 
 
 def test_chinese_tables_say_the_same():
@@ -269,11 +265,12 @@ def test_broker_disconnects_after_two_or_three_silent_heartbeats(broker):
     )
     client = connection._impl._transport._sock
     client.settimeout(10)
-    start = time.monotonic()
+    received = b""
     with contextlib.suppress(ConnectionError):
-        while client.recv(4096):  # its heartbeats
-            pass
-    assert 1.9 < time.monotonic() - start < 4.5
+        while frames := client.recv(4096):
+            received += frames
+    heartbeats = received.count(b"\xce")  # each ends with this byte
+    assert 4 <= heartbeats <= 6  # the broker sends two per heartbeat timeout
 
 
 def test_cc_adds_a_routing_key(channel, queue):
