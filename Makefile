@@ -15,7 +15,7 @@ test: setup  ## test every claim, on temporary brokers; ARGS goes to pytest
 faults: setup  ## kill, cut off and flood the scripts for some minutes, and count what's lost
 	@$(RUN) -m pytest -m faults -n 2 --dist load $(ARGS)
 
-bench: setup  ## measure the lessons beside other libraries; ARGS=--quick takes a minute
+bench: setup  ## measure the lessons beside other libraries; ARGS=--quick takes two minutes
 	@$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(RUN) benchmarks/run.py $(ARGS)
 

@@ -275,7 +275,7 @@ def test_dead_letter_without_a_place_to_go_stays_in_its_queue(start, broker, cha
     assert consumer.stop(signal.SIGINT) == 0
 
     expected = ["", "dead_orders\t0", "orders\t1"]
-    wait_until(lambda: listed(broker) == expected, "the order in orders", 20, interval=1)
+    wait_until(lambda: listed(broker) == expected, "the order", 20, interval=1)
 
 
 @pytest.mark.usefixtures("start")
