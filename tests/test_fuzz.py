@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from script import ScriptProcess
 
-BATCH, BATCHES = 25, 40  # 1,000 messages for each consumer
+BATCH, BATCHES = 25, 20  # 500 messages for each consumer
 FUZZ = settings(
     max_examples=BATCHES,
     deadline=None,

@@ -19,6 +19,9 @@ CONSUMER = "advanced/idempotent/consumer.py"
 KILL = "os.kill(os.getpid(), 9)"
 CTRL_C = "raise KeyboardInterrupt"
 
+# At random moments, with 20 orders for each. 100 kills take some minutes.
+KILLS = 40
+
 
 @pytest.fixture
 def run(start, tmp_path):
@@ -284,11 +287,9 @@ def test_after_21_crashes_rabbitmq_4_has_deleted_what_the_consumer_held(
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_2000_orders_are_sold_once_despite_100_kills_and_5_of_the_broker(
-    tmp_path, report
-):
+def test_orders_are_sold_once_despite_kills_of_scripts_and_broker(tmp_path, report):
     # Each producer gets 40 orders. It stores all of them, or none.
-    chunks = [[f"{i}-{j}" for j in range(40)] for i in range(50)]
+    chunks = [[f"{i}-{j}" for j in range(40)] for i in range(KILLS // 2)]
     everything = sorted(item for chunk in chunks for item in chunk)
     kills = {PRODUCER: 0, CONSUMER: 0, "broker": 0}
     processes = []
@@ -319,7 +320,7 @@ def test_2000_orders_are_sold_once_despite_100_kills_and_5_of_the_broker(
             process.kill()
             kills[script] += process.process.returncode == -signal.SIGKILL
 
-        while kills[PRODUCER] + kills[CONSUMER] < 100:
+        while kills[PRODUCER] + kills[CONSUMER] < KILLS:
             start_what_is_missing()
             kill_one_at_random()
             # 20 kills take longer than the 3 s that a new queue is in danger.
@@ -330,10 +331,11 @@ def test_2000_orders_are_sold_once_despite_100_kills_and_5_of_the_broker(
 
         def finished():
             start_what_is_missing()
-            return len(sales(tmp_path)) >= 2000 and not outbox(tmp_path)
+            return len(sales(tmp_path)) >= len(everything) and not outbox(tmp_path)
 
-        wait_until(finished, "2,000 sales", 300)
+        wait_until(finished, "a sale for each order", 300)
 
     skipped = sum(process.count("Skipped") for process in processes)
     assert orders(tmp_path) == sales(tmp_path) == everything
-    report(f"kills: {kills}; 2,000 orders, 2,000 sales, {skipped} duplicates skipped")
+    sold = len(everything)
+    report(f"kills: {kills}; {sold} orders sold once, {skipped} skipped")

@@ -168,6 +168,7 @@ def outcomes(broker):
     return found | {key: take(broker, *key) for key in connections if key not in found}
 
 
+@pytest.mark.faults
 def test_messages_and_exchanges_survive_as_the_page_says(broker, outcomes):
     assert outcomes["restart", "exchange", "durable", None] == "kept"
     expected = "kept" if version(broker) >= (4, 2) else "lost"

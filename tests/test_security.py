@@ -7,7 +7,7 @@ import subprocess
 
 import pika
 import pytest
-from broker import free_port, temporary_broker, uses_docker
+from broker import NativeBroker, free_port, uses_docker
 from script import ROOT
 
 PAGE = (ROOT / "docs/production.md").read_text()
@@ -80,14 +80,16 @@ def tls(tmp_path):
     port = free_port()
     (config,) = re.findall(r"```ini\n(listeners\.ssl.*?)```", PAGE, re.DOTALL)
     config = config.replace("/etc/rabbitmq", str(tmp_path)).replace("5671", str(port))
-    # temporary_broker() can only tell that the node is ready on the port without TLS.
+    # broker.start() can only tell that the node is ready on the port without TLS.
     config = config.replace("listeners.tcp = none\n", "")
-    with temporary_broker() as broker:
-        broker.stop()
-        with (broker.folder / "rabbitmq.conf").open("a") as file:
-            file.write(config)
+    broker = NativeBroker(free_port(), tmp_path / "node")
+    with (broker.folder / "rabbitmq.conf").open("a") as file:
+        file.write(config)
+    try:
         broker.start()
         yield f"amqps://guest:guest@localhost:{port}/%2F"
+    finally:
+        broker.remove()
 
 
 def test_scripts_trust_only_the_certificates_authority_and_host(start, tls, tmp_path):

@@ -60,6 +60,7 @@ def test_demo_refuses_a_broker_that_it_did_not_start(start):
     assert "AMQP_URL" in demo.errors[0]
 
 
+@pytest.mark.faults
 def test_interrupted_demo_leaves_nothing(start, tmp_path):
     # A path that RabbitMQ's scripts can't have makes no difference here, and neither do
     # another node's settings in our environment.
@@ -100,6 +101,7 @@ def docker_projects(port: int) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True).stdout.split()
 
 
+@pytest.mark.faults
 def test_interrupted_tests_leave_nothing(broker, tmp_path):
     if not isinstance(broker, NativeBroker):
         return  # we couldn't tell its containers from those of other tests
