@@ -242,18 +242,21 @@ def undecodable(channel, monkeypatch):
     return publish
 
 
+ERROR = "ValueError('year "  # the rest depends on Python's version
+
+
 def test_header_that_pika_cannot_decode_is_one_line(start, undecodable):
     consumer = start("simple/consumer.py").wait_until_ready()
     undecodable("hello")
     assert consumer.wait() == 1
     (line,) = consumer.errors
-    assert "ValueError('year 56867 is out of range')" in line
+    assert ERROR in line
 
 
 def test_worker_names_a_header_that_pika_cannot_decode_each_time(start, undecodable):
     worker = start("work_queue/consumer.py").wait_until_ready()
     undecodable("task_queue")
-    worker.wait_for("ValueError('year 56867 is out of range')", times=3)
+    worker.wait_for(ERROR, times=3)
     assert worker.stop() == 0
     # It hasn't reconnected without such a line.
     assert worker.count("Waiting for messages") <= len(worker.errors) + 1

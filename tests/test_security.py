@@ -80,13 +80,14 @@ def tls(tmp_path):
     port = free_port()
     (config,) = re.findall(r"```ini\n(listeners\.ssl.*?)```", PAGE, re.DOTALL)
     config = config.replace("/etc/rabbitmq", str(tmp_path)).replace("5671", str(port))
-    # broker.start() can only tell that the node is ready on the port without TLS.
+    # broker.start() waits for the port without TLS, which opens first.
     config = config.replace("listeners.tcp = none\n", "")
     broker = NativeBroker(free_port(), tmp_path / "node")
     with (broker.folder / "rabbitmq.conf").open("a") as file:
         file.write(config)
     try:
         broker.start()
+        broker.ctl("await_startup")
         yield f"amqps://guest:guest@localhost:{port}/%2F"
     finally:
         broker.remove()
@@ -94,7 +95,8 @@ def tls(tmp_path):
 
 def test_scripts_trust_only_the_certificates_authority_and_host(start, tls, tmp_path):
     trusted = {"url": tls, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-    assert start("simple/producer.py", **trusted).wait() == 0
+    producer = start("simple/producer.py", **trusted)
+    assert producer.wait() == 0, producer
     start("simple/consumer.py", **trusted).wait_for("Received", times=10)
     assert start("work_queue/producer.py", "task", **trusted).wait() == 0
     start("work_queue/consumer.py", **trusted).wait_for("Done 'task'")
