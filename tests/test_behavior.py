@@ -211,6 +211,22 @@ def declare_otherwise(channel):
             channel.exchange_declare(exchange, "direct", auto_delete=True)
 
 
+def test_message_is_not_called_sent_before_its_confirm(start, tmp_path):
+    """The queue can be deleted while we publish."""
+    others = {"simple/producer.py", "rpc/producer.py", "advanced/confirms/producer.py"}
+    line = "channel.confirm_delivery()"
+    for script in set(PRODUCERS) - others:
+        lesson = LESSONS[script.rpartition("/")[0]]
+        delete = "".join(f"; channel.queue_delete({name!r})" for name in lesson.queues)
+        assert line in SOURCES[script]
+        copy = tmp_path / script.replace("/", "_")
+        copy.write_text(SOURCES[script].replace(line, line + delete))
+        process = start(str(copy), *arguments(script), cwd=tmp_path)
+        assert process.wait() == 1, process
+        assert not process.count("[x] Sent"), process
+        assert re.search("UnroutableError|Not delivered", process.errors[-1]), process
+
+
 @pytest.mark.usefixtures("declare_otherwise")
 def test_refused_declaration_is_one_line_and_not_retried(start_all):
     declaring = [script for script in SCRIPTS if "_declare(" in SOURCES[script]]

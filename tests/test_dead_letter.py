@@ -81,18 +81,6 @@ def test_producer_sends_five_orders_by_default(start, channel):
     assert types == {"application/json"}
 
 
-def test_order_that_no_queue_takes_is_not_called_sent(start, tmp_path):
-    source = (ROOT / PRODUCER).read_text()
-    line = "channel.confirm_delivery()"
-    script = tmp_path / "producer.py"
-    script.write_text(source.replace(line, f"{line}; channel.queue_delete('orders')"))
-    producer = start(str(script), TEA)
-    assert producer.wait() == 1
-    assert producer.output == []
-    (error,) = producer.errors
-    assert error.startswith(" [!] UnroutableError")
-
-
 def test_bad_orders_become_dead_letters_and_good_ones_are_done_once(start, channel):
     send(start)
     killed = [start(CONSUMER).wait_for("bomb") for _ in range(ATTEMPTS)]

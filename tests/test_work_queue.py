@@ -174,17 +174,6 @@ def test_worker_exits_with_status_1_when_its_queue_is_deleted(start, channel):
     )
 
 
-def test_unroutable_task_is_not_called_sent(edited, channel):
-    """The queue can be deleted while we publish."""
-    confirm = "channel.confirm_delivery()\n"
-    delete = "channel.queue_delete('task_queue')\n"
-    producer = edited(PRODUCER, confirm, f"{confirm}    {delete}", "a", "b")
-    assert producer.wait() == 1
-    assert producer.output == []
-    assert producer.errors[0] == " [!] Not confirmed: 'a' and 1 more"
-    assert "UnroutableError" in producer.errors[1]
-
-
 def test_refused_task_is_not_called_sent(start, broker, channel):
     policy = '{"max-length": 1, "overflow": "reject-publish"}'
     broker.ctl("set_policy", "full", "^task_queue$", policy, "--apply-to", "queues")
