@@ -411,6 +411,8 @@ def test_module_for_web_apps_confirms_and_reconnects(broker, channel, monkeypatc
     assert message_count(channel, queue) == 22
     with pytest.raises(pika.exceptions.UnroutableError):
         publish("no such queue", b"x")
+    _, properties, _ = channel.basic_get(queue)
+    assert properties.delivery_mode == pika.spec.PERSISTENT_DELIVERY_MODE
 
 
 def test_fixture_for_your_own_tests_works(broker, tmp_path):
