@@ -464,14 +464,14 @@ def test_no_message_is_lost_when_the_broker_is_killed_twice(
 def test_silent_broker_is_noticed_and_replaced(start, broker, channel):
     channel.connection.close()
     url = f"{broker.url}?heartbeat=2&stack_timeout=1"
-    producer = start(PRODUCER, "100000", url=url).wait_for("Confirmed 10000")
+    producer = start(PRODUCER, "200000", url=url).wait_for("Confirmed 10000")
     broker.freeze()
     try:
         producer.wait_for("Retrying", times=3, timeout=40)
     finally:
         broker.thaw()
     assert producer.wait(60) == 0, producer
-    assert messages(broker) >= 100_000
+    assert messages(broker) >= 200_000
 
 
 @pytest.mark.faults

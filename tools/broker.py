@@ -210,7 +210,15 @@ class DockerBroker(Node):
 
     def freeze(self) -> None:
         """Suspend the node: connections stay open, and the broker doesn't respond."""
-        self.compose("pause", self.service)
+
+        def paused() -> bool:
+            # On Linux with cgroup v1, runc gives up on a busy container after a moment.
+            with contextlib.suppress(BrokerError):
+                self.compose("pause", self.service)
+                return True
+            return False
+
+        wait_until(paused, "docker compose pause", 20)
 
     def thaw(self) -> None:
         """Resume the node after freeze()."""
