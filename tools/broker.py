@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -110,22 +109,26 @@ def answers(port: int) -> bool:
     return bool(answer)
 
 
-@functools.cache
-def ports() -> Iterator[int]:
-    """Yield ports below those that the system gives to a program that has no wish.
-
-    They begin elsewhere in each process, so that two processes don't get the same.
-    """
-    first = os.getpid() * 100
-    return (20_000 + number % 12_000 for number in itertools.count(first))
+_reservations: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a port that stays free while a broker restarts."""
-    while True:
-        port = next(ports())
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+    """Return a port that no other call returns until this process exits.
+
+    We reserve it by binding the UDP port of the same number, which nobody uses. The
+    system gives ports above these to programs that have no wish.
+    """
+    for port in range(20_000, 32_000):
+        reservation = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            reservation.close()
+        else:
+            _reservations.append(reservation)
             return port
+    raise BrokerError("No port from 20000 to 31999 is free.")
 
 
 def temporary_name() -> str:
