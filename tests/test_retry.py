@@ -412,7 +412,7 @@ def test_no_email_is_lost_when_consumers_are_killed_at_random(start, broker, rep
             )
             consumer.kill()
     kills, twice = len(consumers), len(done(*consumers)) + len(dead) - len(emails)
-    report(f"{kills} kills, {len(emails)} emails, {len(dead)} dead, 0 lost, {twice} twice")
+    report(f"{kills} kills, {len(emails)} sent, {len(dead)} dead, {twice} twice")
 
 
 @pytest.mark.faults
