@@ -13,7 +13,7 @@ test: setup  ## test every claim, on temporary brokers; ARGS goes to pytest
 	@$(RUN) -m pytest -m "not faults" $(ARGS)
 
 faults: setup  ## kill, cut off and flood the scripts for some minutes, and count what's lost
-	@$(RUN) -m pytest -m faults -n 3 --dist load $(ARGS)
+	@$(RUN) -m pytest -m faults --dist load $(ARGS)
 
 bench: setup  ## measure the lessons beside other libraries; ARGS=--quick takes two minutes
 	@$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt

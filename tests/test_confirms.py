@@ -367,7 +367,7 @@ def test_consumer_takes_not_more_than_1000_messages_in_advance(start, channel):
 def test_message_that_is_not_handled_returns_when_the_consumer_exits(
     start, channel, tmp_path, signum
 ):
-    publish(start, "30000")
+    publish(start, "12000")
     script = edited(
         tmp_path, CONSUMER, "work(body)", "work(body); print(body.split()[0])"
     )
@@ -380,9 +380,9 @@ def test_message_that_is_not_handled_returns_when_the_consumer_exits(
 
     wait_until_noticed(channel)
     remaining = numbers(take_all(channel))
-    assert sorted(remaining) == list(range(30_001 - len(remaining), 30_001))
+    assert sorted(remaining) == list(range(12_001 - len(remaining), 12_001))
     # It had not acknowledged more messages than it holds in advance.
-    assert len(remaining) - (30_000 - len(handled)) <= PREFETCH
+    assert len(remaining) - (12_000 - len(handled)) <= PREFETCH
 
 
 def test_message_can_return_to_the_queue_any_number_of_times(start, broker, channel):
