@@ -346,6 +346,10 @@ QUEUES = {
     ),
     "RESOURCE_LOCKED": (["simple/consumer.py"], {"queue": "hello", "exclusive": True}),
     "Not delivered: …": (["fanout/producer.py"], {"queue": "", "exclusive": True}),
+    "PRECONDITION_FAILED - Invalid x-match …": (
+        ["advanced/headers/consumer.py", "level=5"],
+        {"queue": "", "exclusive": True},
+    ),
     "No answer in … s": (
         ["rpc/producer.py", "--timeout", "1"],
         {"queue": "rpc_queue", "durable": True},
