@@ -4,6 +4,7 @@ import itertools
 import random
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pika
@@ -73,14 +74,19 @@ def crash_with_message(broker, queue):
 
 @pytest.fixture
 def declare(broker, channel):
-    """declare(name, **arguments) creates a quorum queue for this test."""
+    """declare(arguments) creates a quorum queue for this test. Returns its name.
+
+    A dead letter that's on its way when a test ends must not reach the next test, so
+    no two tests use the same name.
+    """
     names = []
 
-    def declare(name, arguments):
+    def declare(arguments, name=None):
+        name = name or f"test-{uuid.uuid4()}"
         names.append(name)
-        channel.queue_declare(
-            name, durable=True, arguments={"x-queue-type": "quorum"} | arguments
-        )
+        arguments = {"x-queue-type": "quorum"} | arguments
+        channel.queue_declare(name, durable=True, arguments=arguments)
+        return name
 
     channel.confirm_delivery()
     yield declare
@@ -146,12 +152,12 @@ def test_long_wait_does_not_hold_up_a_shorter_one(start, channel):
 
 
 def test_one_queue_for_all_delays_holds_up_the_shorter(declare, channel):
-    declare("target", {})
-    declare("mixed", AT_LEAST_ONCE | dead_letters_to("target"))
+    target = declare({})
+    mixed = declare(AT_LEAST_ONCE | dead_letters_to(target))
     for delay in ("1500", "10"):
         properties = pika.BasicProperties(expiration=delay)
-        channel.basic_publish("", "mixed", delay.encode(), properties, mandatory=True)
-    bodies = [get(channel, "target")[2] for _ in range(2)]
+        channel.basic_publish("", mixed, delay.encode(), properties, mandatory=True)
+    bodies = [get(channel, target)[2] for _ in range(2)]
     assert bodies == [b"1500", b"10"]
 
 
@@ -173,14 +179,14 @@ def test_waiting_email_has_our_header_and_the_last_wait_in_x_death(
 def test_x_death_of_a_republished_message_depends_on_the_version(
     declare, channel, broker
 ):
-    declare("target", {})
-    declare("waiting", AT_LEAST_ONCE | dead_letters_to("target", x_message_ttl=10))
-    channel.basic_publish("", "waiting", b"x", mandatory=True)
+    target = declare({})
+    waiting = declare(AT_LEAST_ONCE | dead_letters_to(target, x_message_ttl=10))
+    channel.basic_publish("", waiting, b"x", mandatory=True)
     counts = []
     for _ in range(3):
-        method, properties, body = get(channel, "target")
+        method, properties, body = get(channel, target)
         counts.append(properties.headers["x-death"][0]["count"])
-        channel.basic_publish("", "waiting", body, properties, mandatory=True)
+        channel.basic_publish("", waiting, body, properties, mandatory=True)
         channel.basic_ack(method.delivery_tag)
     assert counts == ([1, 2, 3] if broker.version.startswith("3.") else [1, 1, 1])
 
@@ -273,12 +279,12 @@ def test_dead_email_survives_25_looks(start, broker, channel):
 def test_message_of_a_queue_with_the_default_limit_does_not_survive_25_looks(
     declare, broker, channel
 ):
-    declare("dead", {})
-    channel.basic_publish("", "dead", b"Dead", mandatory=True)
+    dead = declare({})
+    channel.basic_publish("", dead, b"Dead", mandatory=True)
     survives = broker.version.startswith("3.")
     for _ in range(25 if survives else 21):
-        crash_with_message(broker, "dead")
-    wait_for_message_count(1 if survives else 0, channel, "dead")
+        crash_with_message(broker, dead)
+    wait_for_message_count(1 if survives else 0, channel, dead)
 
 
 @pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
@@ -288,8 +294,8 @@ def test_dead_letter_loop_retries_what_is_rejected_and_loses_what_is_over_the_li
     work, waiting = f"work_{strategy}", f"waiting_{strategy}"
     options = AT_LEAST_ONCE if strategy == "at-least-once" else {}
     limit = {"x-delivery-limit": 3}
-    declare(work, options | dead_letters_to(waiting) | limit)
-    declare(waiting, options | dead_letters_to(work, x_message_ttl=10))
+    declare(options | dead_letters_to(waiting) | limit, work)
+    declare(options | dead_letters_to(work, x_message_ttl=10), waiting)
     channel.basic_publish("", work, b"x", mandatory=True)
     for _ in range(5):
         method, _, _ = get(channel, work)
@@ -325,7 +331,7 @@ def has_delayed_retry(broker):
 
 def delayed(minimum, maximum):
     """Return the arguments of a queue that delays retries, on RabbitMQ 4.3."""
-    return dead_letters_to("dead") | {
+    return {
         "x-delayed-retry-type": "failed",
         "x-delayed-retry-min": minimum,
         "x-delayed-retry-max": maximum,
@@ -337,15 +343,15 @@ def delayed(minimum, maximum):
 def test_delayed_retry_of_the_broker_delays_only_what_is_rejected(
     declare, channel, broker, answer
 ):
-    declare("delayed", delayed(1000, 1000))
-    channel.basic_publish("", "delayed", b"failing", mandatory=True)
-    method, _, _ = get(channel, "delayed")
+    queue = declare(delayed(1000, 1000))
+    channel.basic_publish("", queue, b"failing", mandatory=True)
+    method, _, _ = get(channel, queue)
     if answer == "reject":
         channel.basic_reject(method.delivery_tag, requeue=True)
     else:
         channel.basic_nack(method.delivery_tag, requeue=True)
-    channel.basic_publish("", "delayed", b"other", mandatory=True)
-    bodies = [get(channel, "delayed")[2] for _ in range(2)]
+    channel.basic_publish("", queue, b"other", mandatory=True)
+    bodies = [get(channel, queue)[2] for _ in range(2)]
     is_delayed = answer == "reject" and has_delayed_retry(broker)
     assert (bodies == [b"other", b"failing"]) == is_delayed
 
@@ -354,18 +360,18 @@ def test_delayed_retry_of_the_broker_delays_only_what_is_rejected(
 def test_delayed_retry_of_the_broker_grows_up_to_its_maximum(
     declare, channel, broker, maximum
 ):
-    declare("delayed", delayed(1000, maximum))
-    channel.basic_publish("", "delayed", b"second", mandatory=True)
-    method, _, _ = get(channel, "delayed")
+    queue = declare(delayed(1000, maximum))
+    channel.basic_publish("", queue, b"second", mandatory=True)
+    method, _, _ = get(channel, queue)
     channel.basic_reject(method.delivery_tag, requeue=True)
-    second, _, _ = get(channel, "delayed")
-    channel.basic_publish("", "delayed", b"first", mandatory=True)
-    first, _, _ = get(channel, "delayed")
+    second, _, _ = get(channel, queue)
+    channel.basic_publish("", queue, b"first", mandatory=True)
+    first, _, _ = get(channel, queue)
 
     # One is rejected for the second time, and then another for the first time.
     channel.basic_reject(second.delivery_tag, requeue=True)
     channel.basic_reject(first.delivery_tag, requeue=True)
-    bodies = [get(channel, "delayed")[2] for _ in range(2)]
+    bodies = [get(channel, queue)[2] for _ in range(2)]
     grows = maximum > 1000 and has_delayed_retry(broker)
     assert (bodies == [b"first", b"second"]) == grows
 
@@ -373,15 +379,15 @@ def test_delayed_retry_of_the_broker_grows_up_to_its_maximum(
 def test_delayed_retry_of_the_broker_ends_at_the_delivery_limit(
     declare, channel, report
 ):
-    declare("dead", {})
-    declare("delayed", delayed(400, 1000))
-    channel.basic_publish("", "delayed", b"failing", mandatory=True)
+    dead = declare({})
+    queue = declare(delayed(400, 1000) | dead_letters_to(dead))
+    channel.basic_publish("", queue, b"failing", mandatory=True)
     times = []
     for _ in range(5):
-        method, _, _ = get(channel, "delayed")
+        method, _, _ = get(channel, queue)
         times.append(time.monotonic())
         channel.basic_reject(method.delivery_tag, requeue=True)
-    assert get(channel, "dead")[2] == b"failing"
+    assert get(channel, dead)[2] == b"failing"
     gaps = [f"{b - a:.1f}" for a, b in itertools.pairwise(times)]
     report(f"min 0.4 s, max 1 s: gaps of {', '.join(gaps)} s between 5 attempts")
 
