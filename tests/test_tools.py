@@ -12,7 +12,7 @@ import sys
 import threading
 
 import pytest
-from broker import NativeBroker, run, wait_until
+from broker import NativeBroker, free_port, run, wait_until
 from demo import compare, run_lesson
 from lessons import LESSONS
 from script import ROOT
@@ -58,6 +58,13 @@ def test_demo_refuses_a_broker_that_it_did_not_start(start):
     assert demo.wait() == 1
     assert len(demo.errors) == 1
     assert "AMQP_URL" in demo.errors[0]
+
+
+def test_port_belongs_to_one_process(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tools"))
+    port = free_port()
+    code = "from broker import free_port; print(free_port())"
+    assert int(run(sys.executable, "-c", code)) != port
 
 
 @pytest.mark.faults
