@@ -37,7 +37,6 @@ class Producer:
         # Until a message is confirmed, keep what we need to publish it again. Here,
         # that's its number.
         self.new = iter(range(1, count + 1))  # not published yet
-        self.to_send = []  # to be published next
         self.in_flight = {}  # published, but not confirmed: numbers by delivery tag
 
         # The window: how many messages can be in flight. They might all be in memory,
@@ -80,55 +79,47 @@ class Producer:
         channel.confirm_delivery(on_answer)
 
         # On an earlier connection, the broker might have received what was in flight,
-        # or not. Publish it again. The delivery tags of a channel start at 1.
-        self.to_send += self.in_flight.values()
+        # or not. Publish it again first. The delivery tags of a channel start at 1.
+        numbers = itertools.chain(list(self.in_flight.values()), self.new)
         self.in_flight.clear()
-        self.tags = itertools.count(1)
-        while self.fill_window(channel):
+        tags = itertools.count(1)
+        while self.confirmed < self.count:
+            for number in itertools.islice(numbers, self.window - len(self.in_flight)):
+                self.in_flight[next(tags)] = number
+                self.publish(channel, number)
             wait()
-            if self.to_send:
-                refused = f"The broker refused {len(self.to_send)} messages"
-                print(f" [!] {refused}. Is the queue full? Retrying.", file=sys.stderr)
-                time.sleep(1)
         connection.close()
         while not connection.is_closed:
             loop.start()
 
-    def fill_window(self, channel):
-        """Publish as many messages as can be in flight. Return whether any are."""
-        room = self.window - len(self.in_flight) - len(self.to_send)
-        self.to_send += itertools.islice(self.new, room)
-        for number in sorted(self.to_send):
-            self.in_flight[next(self.tags)] = number
-            channel.basic_publish(
-                exchange="",
-                routing_key="confirms",
-                body=f"{number} ".encode().ljust(self.size, b"."),
-                properties=pika.BasicProperties(
-                    delivery_mode=pika.DeliveryMode.Persistent,
-                    # If we publish it again, a consumer can recognize the duplicate.
-                    message_id=f"{self.run_id}-{number}",
-                ),
-                # If the queue doesn't exist, return the message: see on_return.
-                mandatory=True,
-            )
-        self.to_send.clear()
-        return bool(self.in_flight)
+    def publish(self, channel, number):
+        channel.basic_publish(
+            exchange="",
+            routing_key="confirms",
+            body=f"{number} ".encode().ljust(self.size, b"."),
+            properties=pika.BasicProperties(
+                delivery_mode=pika.DeliveryMode.Persistent,
+                # If we publish it again, a consumer can recognize the duplicate.
+                message_id=f"{self.run_id}-{number}",
+            ),
+            # If the queue doesn't exist, return the message: see on_return.
+            mandatory=True,
+        )
 
     def handle(self, answer):
-        """Count the messages that the broker confirms. Keep those that it refuses."""
-        # An answer can be for multiple messages: this delivery tag and all before it.
+        """Count the messages that the broker confirms. Exit if it refuses one."""
+        if isinstance(answer, pika.spec.Basic.Nack):
+            sys.exit(" [!] The broker refused a message. Is the queue full or deleted?")
+
+        # A confirm can be for multiple messages: this delivery tag and all before it.
         last = answer.delivery_tag
         first = next(iter(self.in_flight)) if answer.multiple else last
         for tag in range(first, last + 1):
             if tag in self.in_flight:
-                if isinstance(answer, pika.spec.Basic.Nack):
-                    self.to_send.append(self.in_flight[tag])
-                else:
-                    self.confirmed += 1
-                    if self.confirmed % 10_000 == 0:
-                        print(f" [.] Confirmed {self.confirmed}")
                 del self.in_flight[tag]
+                self.confirmed += 1
+                if self.confirmed % 10_000 == 0:
+                    print(f" [.] Confirmed {self.confirmed}")
 
 
 def on_return(channel, method, properties, body):
@@ -154,12 +145,7 @@ def main():
     arguments = parser.parse_args()
     producer = Producer(arguments.count, arguments.size)
     nodes = [parameters(url) for url in AMQP_URL.split(",")]
-
-    def stop(signum, frame):
-        sys.exit(128 + signum if producer.confirmed < producer.count else 0)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     start = time.monotonic()
     try:
         for node in itertools.cycle(nodes):
@@ -171,8 +157,8 @@ def main():
         confirmed = producer.confirmed
         print(f" [x] Confirmed {confirmed} in {time.monotonic() - start:.2f} s")
         if confirmed < producer.count:
-            pending = [*producer.to_send, *producer.in_flight.values(), confirmed + 1]
-            rest = f"message {min(pending)} and {producer.count - confirmed - 1} more"
+            first = min(producer.in_flight.values(), default=confirmed + 1)
+            rest = f"message {first} and {producer.count - confirmed - 1} more"
             print(f" [!] Not confirmed: {rest}", file=sys.stderr)
 
 
