@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pika
 import pytest
 from broker import Broker, temporary_broker, wait_until
 from lessons import LESSONS
 from pika.adapters.blocking_connection import BlockingChannel
-from script import ScriptProcess
+from script import ROOT, ScriptProcess
 
 
 def pytest_configure() -> None:
@@ -82,10 +83,26 @@ def pytest_terminal_summary(terminalreporter) -> None:
                     terminalreporter.write_line(f"{test_name}: {line}")
 
 
+def edited(folder: Path, script: str, line: str, *lines: str) -> str:
+    """Return the path of a copy of a script with other lines in place of a line."""
+    text = (ROOT / script).read_text()
+    (found,) = [other for other in text.splitlines() if other.strip() == line]
+    indent = found.removesuffix(line)
+    copy = folder / script.replace("/", "-")
+    copy.write_text(text.replace(found, "\n".join(indent + new for new in lines)))
+    return str(copy)
+
+
 def received(process: ScriptProcess) -> list[str]:
     """Return the messages in a consumer's "[x] Received" lines, as it printed them."""
     marker = " [x] Received "
     return [line.split(marker, 1)[1] for line in process.output if marker in line]
+
+
+def done(*processes: ScriptProcess) -> list[str]:
+    """Return the same of their "[x] Done" lines."""
+    lines = [line for process in processes for line in process.output]
+    return [line.split(" [x] Done ")[1] for line in lines if " [x] Done " in line]
 
 
 def message_count(channel: BlockingChannel, queue: str) -> int:
@@ -103,3 +120,24 @@ def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> 
     """
     description = f"{count} messages in {queue}"
     wait_until(lambda: message_count(channel, queue) == count, description, 20)
+
+
+def get(channel: BlockingChannel, queue: str) -> tuple:
+    """Wait for a message in the queue, and take it. Return (method, properties, body).
+
+    Raises BrokerError after 30 s.
+    """
+    found = []
+
+    def arrived() -> bool:
+        found.append(channel.basic_get(queue))
+        return found[-1][0] is not None
+
+    wait_until(arrived, f"a message in {queue}", 30)
+    return found[-1]
+
+
+def crash_with_message(broker: Broker, queue: str) -> tuple:
+    """Take a message from the queue, and disconnect without an acknowledgement."""
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        return get(connection.channel(), queue)

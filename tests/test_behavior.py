@@ -17,8 +17,10 @@ import threading
 import pika
 import pytest
 from broker import wait_until
+from conftest import crash_with_message, wait_for_message_count
 from lessons import LESSONS, SCRIPTS
 from script import ROOT
+from test_pages import documented, pattern
 
 PASSWORD = "not-for-your-eyes"
 SOURCES = {script: (ROOT / script).read_text() for script in SCRIPTS}
@@ -50,12 +52,15 @@ def start_all(start, tmp_path):
 
 
 def check_exits_with_one_line(process, *texts):
-    """Check for status 1 and a line on standard error that contains all the texts."""
+    """Check for status 1 and a line on standard error that contains all the texts.
+
+    In a text, … stands for anything.
+    """
     assert process.wait() == 1, process
     lines = [line for line in process.errors if "[!] Not confirmed" not in line]
     assert len(lines) == 1, process
     assert lines[0].startswith(" [!] "), process
-    assert all(text in lines[0] for text in texts), process
+    assert all(re.search(pattern(text), lines[0]) for text in texts), process
     assert PASSWORD not in lines[0]
 
 
@@ -68,17 +73,19 @@ def silent_server():
 
 @contextlib.contextmanager
 def answering_server(answer):
-    """Accept connections on a port of 127.0.0.1, send the answer, and reset them."""
+    """Accept connections on a port of 127.0.0.1. Answer and close, or reset them."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
 
         def serve():
             with contextlib.suppress(OSError):  # the server is closed
                 while True:
                     client, _ = server.accept()
-                    client.sendall(answer)
-                    # Linger for 0 seconds: close() sends a reset.
-                    linger = struct.pack("ii", 1, 0)
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    if answer:
+                        client.recv(4096)
+                        client.sendall(answer)
+                    else:  # linger for 0 seconds: close() sends a reset
+                        linger = struct.pack("ii", 1, 0)
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     client.close()
 
         thread = threading.Thread(target=serve)
@@ -95,30 +102,60 @@ def closed_port():
     yield port
 
 
+# What goes wrong, a URL for it, and what the line contains.
 FAILURES = {
-    "refused": (closed_port, "amqp://guest:{}@127.0.0.1:{}/%2F"),
-    "unknown host": (closed_port, "amqp://guest:{}@nowhere.invalid:{}/%2F"),
-    "impossible host": (closed_port, "amqp://guest:{}@a..b:{}/%2F"),
-    "silence": (silent_server, "amqp://guest:{}@127.0.0.1:{}/%2F?stack_timeout=1"),
-    "reset": (lambda: answering_server(b""), "amqp://guest:{}@127.0.0.1:{}/%2F"),
-    "TLS reset": (lambda: answering_server(b""), "amqps://guest:{}@127.0.0.1:{}/%2F"),
-    "no TLS": (lambda: answering_server(b"AMQP"), "amqps://guest:{}@127.0.0.1:{}/%2F"),
-    "HTTP": (lambda: answering_server(b"HTTP/1.1 4"), "amqp://guest:{}@127.0.0.1:{}/"),
+    "refused": (
+        closed_port,
+        "amqp://guest:{}@127.0.0.1:{}/%2F",
+        documented("Connection refused"),
+    ),
+    "unknown host": (
+        closed_port,
+        "amqp://guest:{}@nowhere.invalid:{}/%2F",
+        documented("gaierror"),
+    ),
+    "impossible host": (closed_port, "amqp://guest:{}@a..b:{}/%2F", "Unicode"),
+    "silence": (
+        silent_server,
+        "amqp://guest:{}@127.0.0.1:{}/%2F?stack_timeout=1",
+        documented("StackTimeout"),
+    ),
+    "reset": (
+        lambda: answering_server(b""),
+        "amqp://guest:{}@127.0.0.1:{}/%2F",
+        "Error",
+    ),
+    "TLS reset": (
+        lambda: answering_server(b""),
+        "amqps://guest:{}@127.0.0.1:{}/%2F",
+        "Error",
+    ),
+    "no TLS": (
+        lambda: answering_server(b"AMQP\0\0\x09\1"),
+        "amqps://guest:{}@127.0.0.1:{}/%2F",
+        "WRONG_VERSION_NUMBER",
+    ),
+    "HTTP": (
+        lambda: answering_server(b"HTTP/1.1 4"),
+        "amqp://guest:{}@127.0.0.1:{}/",
+        documented("IncompatibleProtocolError"),
+    ),
 }
 
 
 @pytest.fixture(params=FAILURES)
-def broken_url(request):
-    """A URL on which no script can connect, although it might some seconds later."""
-    server, url = FAILURES[request.param]
+def failure(request):
+    """A URL on which no script can connect, although it might later, and why not."""
+    server, url, reason = FAILURES[request.param]
     with server() as port:
-        yield url.format(PASSWORD, port)
+        yield url.format(PASSWORD, port), reason
 
 
-def test_failed_connection_is_one_line(start_all, broken_url):
-    for process in start_all(set(KINDS) & set(PLAIN), url=broken_url).values():
+def test_failed_connection_is_one_line(start_all, failure):
+    url, reason = failure
+    for process in start_all(set(KINDS) & set(PLAIN), url=url).values():
         check_exits_with_one_line(
-            process, "Can't connect to RabbitMQ", "Is it running?"
+            process, "Can't connect to RabbitMQ", reason, "Is it running?"
         )
 
 
@@ -132,11 +169,11 @@ def test_reconnecting_script_retries_until_it_is_stopped(start_all):
         assert ("Not confirmed" in process.errors[-1]) == (script in PRODUCERS), process
 
 
-def test_reconnecting_script_tries_each_node(start_all, broken_url, broker, channel):
+def test_reconnecting_script_tries_each_node(start_all, failure, broker, channel):
     # If two scripts declare a new quorum queue together, one can get INTERNAL_ERROR.
     quorum = {"x-queue-type": "quorum"}
     channel.queue_declare("task_queue", durable=True, arguments=quorum)
-    urls = f"{broken_url},{broker.url}"
+    urls = f"{failure[0]},{broker.url}"
     for script, process in start_all(RECONNECTING, url=urls).items():
         if script in CONSUMERS:
             process.wait_until_ready()
@@ -158,13 +195,17 @@ def broken(url, **parts):
 def test_wrong_password_is_one_line(start_all, broker):
     url = broken(broker.url, password=PASSWORD)
     for process in start_all(KINDS, url=url).values():
-        check_exits_with_one_line(process, "ACCESS_REFUSED", "password", "right?")
+        check_exits_with_one_line(
+            process, documented("ACCESS_REFUSED - Login was refused"), "right?"
+        )
 
 
 def test_unknown_vhost_is_one_line(start_all, broker):
     url = broken(broker.url, vhost="nowhere")
     for process in start_all(KINDS, url=url).values():
-        check_exits_with_one_line(process, "vhost nowhere not found", "vhost right?")
+        check_exits_with_one_line(
+            process, documented("NOT_ALLOWED - vhost … not found"), "right?"
+        )
 
 
 INVALID_URLS = [
@@ -189,13 +230,15 @@ def test_invalid_url_shows_what_a_url_looks_like(start_all, script):
     # Every script reads its URL with the same lines, so each kind gets some of them.
     for url in INVALID_URLS[KINDS.index(script) :: len(KINDS)]:
         (process,) = start_all([script], url=url.format(PASSWORD)).values()
-        text = "AMQP_URL: It should look like amqp://user:password@host:5672/%2F"
-        check_exits_with_one_line(process, text)
+        text = documented("AMQP_URL: It should look like …")
+        check_exits_with_one_line(process, text, "amqp://user:password@host:5672/%2F")
 
 
 def test_unknown_url_parameter_is_named(start_all, broker):
     for process in start_all(KINDS, url=f"{broker.url}?hartbeat=5").values():
-        check_exits_with_one_line(process, "AMQP_URL", "hartbeat")
+        check_exits_with_one_line(
+            process, "AMQP_URL", documented("Unknown URL parameter"), "hartbeat"
+        )
 
 
 @pytest.fixture
@@ -227,14 +270,16 @@ def test_message_is_not_called_sent_before_its_confirm(start, tmp_path):
 @pytest.mark.usefixtures("declare_otherwise")
 def test_refused_declaration_is_one_line_and_not_retried(start_all):
     for process in start_all(set(KINDS) - {"rpc/producer.py"}).values():
-        check_exits_with_one_line(process, "PRECONDITION_FAILED - inequivalent arg")
+        check_exits_with_one_line(
+            process, documented("PRECONDITION_FAILED - inequivalent arg")
+        )
 
 
 def test_idle_consumer_uses_nothing_deprecated_and_exits_on_sigterm(start_all, broker):
     processes = start_all(CONSUMERS)
     for process in processes.values():
         process.wait_until_ready()
-    if not broker.version.startswith("3.10."):  # which has no list
+    if not broker.before(3, 11):  # which has no list
         options = ("--used", "--formatter", "csv", "--silent")
         used = broker.ctl("list_deprecated_features", *options)
         # The management plugin uses this one itself.
@@ -245,6 +290,34 @@ def test_idle_consumer_uses_nothing_deprecated_and_exits_on_sigterm(start_all, b
         expected = 0 if script in RECONNECTING else -signal.SIGTERM
         assert process.stop(signal.SIGTERM) == expected, process
         assert process.errors == []
+
+
+def test_consumer_of_a_deleted_queue_exits_with_one_line(start_all, channel):
+    named = [script for script in CONSUMERS if LESSONS[script[:-12]].queues]
+    for script, process in start_all(named).items():
+        process.wait_until_ready()
+        channel.queue_delete(LESSONS[script[:-12]].queues[0])
+        line = "The broker cancelled our consumer. Was the queue deleted"
+        check_exits_with_one_line(process, line)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "queue"),
+    [
+        ("advanced/confirms", "confirms"),
+        ("advanced/dead_letter", "dead_orders"),
+        ("advanced/retry", "dead_emails"),
+    ],
+)
+def test_message_can_return_to_the_queue_any_number_of_times(
+    start, broker, channel, lesson, queue
+):
+    """RabbitMQ 4 would delete a message that has returned more than 20 times."""
+    start(f"{lesson}/consumer.py").wait_until_ready().kill()
+    channel.basic_publish("", queue, b"x")
+    for _ in range(25):
+        assert crash_with_message(broker, queue)[2] == b"x"
+    wait_for_message_count(1, channel, queue)
 
 
 def test_ctrl_c_ends_a_consumer_whose_broker_has_gone_silent(start_all, broker):

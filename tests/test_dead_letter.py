@@ -1,14 +1,13 @@
 """advanced/dead_letter: what its scripts and its page say."""
 
 import signal
-import struct
 from collections import Counter
 
 import pika
 import pytest
 from broker import wait_until
-from conftest import message_count, received, wait_for_message_count
-from script import ROOT, ScriptProcess
+from conftest import done, edited, get, message_count, received, wait_for_message_count
+from script import ScriptProcess
 
 PRODUCER = "advanced/dead_letter/producer.py"
 CONSUMER = "advanced/dead_letter/consumer.py"
@@ -19,6 +18,7 @@ TEA, CUT_OFF, UNICORN, BOMB, COFFEE = ORDERS = [
     '{"item": "bomb"}',
     '{"item": "coffee"}',
 ]
+WORK = 'if item == "unicorn":'  # the first line of fill_order()
 ATTEMPTS = 4  # the first one, and one more after each of three returns
 
 
@@ -28,48 +28,12 @@ def send(start, *orders):
     return producer
 
 
-def done(process):
-    marker = " [x] Done "
-    return [line.split(marker)[1] for line in process.output if marker in line]
-
-
 def dead(start):
     """Return the lines that --dead prints, without their beginning."""
     process = start(CONSUMER, "--dead")
     assert process.wait() == 0, process
     assert process.errors == []
     return [line.removeprefix(" [x] Dead ") for line in process.output]
-
-
-def edited(tmp_path, old, new):
-    """Return the path of a copy of consumer.py with another text in place of one."""
-    source = (ROOT / CONSUMER).read_text()
-    assert source.count(old) == 1, old
-    copy = tmp_path / "consumer.py"
-    copy.write_text(source.replace(old, new))
-    return str(copy)
-
-
-def get(channel, queue):
-    """Wait for a message in the queue, and take it without an acknowledgement."""
-    found = []
-
-    def arrived():
-        found.append(channel.basic_get(queue))
-        return found[-1][0]
-
-    wait_until(arrived, f"a message in {queue}", 20)
-    return found[-1]
-
-
-def crash_with_message(broker, queue):
-    """Take a message from the queue, and disconnect without an answer."""
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        return get(connection.channel(), queue)
-
-
-def before(broker, *version):
-    return tuple(map(int, broker.version.split(".")[:2])) < version
 
 
 def test_producer_sends_five_orders_by_default(start, channel):
@@ -92,15 +56,12 @@ def test_bad_orders_become_dead_letters_and_good_ones_are_done_once(start, chann
     # The coffee can be done before the bomb's last attempt: while the broker notices
     # that a consumer was killed, the next one already gets the next order.
     def finished():
-        return sum(map(len, map(done, consumers))) == 2
+        return len(done(*consumers)) == 2
 
     ScriptProcess.wait_until(finished, consumers)
     assert survivor.stop(signal.SIGINT) == 0
 
-    assert [item for process in consumers for item in done(process)] == [
-        "'tea'",
-        "'coffee'",
-    ]
+    assert done(*consumers) == ["'tea'", "'coffee'"]
     attempts = Counter(body for process in consumers for body in received(process))
     assert attempts == {
         repr(TEA): 1,
@@ -158,18 +119,16 @@ def test_other_consumers_continue_while_an_order_kills_some(start):
 
     def finished():
         killed = [process for process in consumers if not process.running]
-        return len(killed) == ATTEMPTS and sum(map(len, map(done, consumers))) == 20
+        return len(killed) == ATTEMPTS and len(done(*consumers)) == 20
 
     ScriptProcess.wait_until(finished, consumers)
-    items = [item for process in consumers for item in done(process)]
-    assert sorted(items) == sorted(map(repr, cups))
+    assert sorted(done(*consumers)) == sorted(map(repr, cups))
 
 
 def test_bug_is_a_traceback_and_its_order_becomes_a_dead_letter_in_the_end(
     start, channel, tmp_path
 ):
-    work = 'if item == "unicorn":'
-    script = edited(tmp_path, work, f'open("no-file")\n    {work}')
+    script = edited(tmp_path, CONSUMER, WORK, 'open("no-file")', WORK)
     send(start, TEA)
     for _ in range(ATTEMPTS):
         consumer = start(script)
@@ -182,8 +141,8 @@ def test_bug_is_a_traceback_and_its_order_becomes_a_dead_letter_in_the_end(
 def test_slow_order_loses_the_connection_and_that_counts_as_an_attempt(
     start, broker, channel, tmp_path
 ):
-    work = 'if item == "unicorn":'
-    script = edited(tmp_path, work, f"__import__('time').sleep(7)\n    {work}")
+    slow = "__import__('time').sleep(7)"
+    script = edited(tmp_path, CONSUMER, WORK, slow, WORK)
     send(start, TEA)
     consumer = start(script, url=f"{broker.url}?heartbeat=1")
     assert consumer.wait() == 1
@@ -226,16 +185,6 @@ def test_20_000_dead_letters_are_no_problem(start, broker, channel):
     wait_until(many, "19,000 messages", 60)
 
 
-def test_dead_letter_can_be_printed_any_number_of_times(start, broker, channel):
-    """RabbitMQ 4 would delete a message that has returned more than 20 times."""
-    dead(start)
-    channel.basic_publish("", "dead_orders", b"x")
-    for _ in range(25):
-        crash_with_message(broker, "dead_orders")
-    wait_for_message_count(1, channel, "dead_orders")
-    assert dead(start) == ["'x': None"]
-
-
 def test_dead_letter_that_is_moved_back_gets_as_many_attempts_again(start, channel):
     consumer = start(CONSUMER).wait_until_ready()
     send(start, UNICORN)
@@ -276,56 +225,6 @@ def test_at_most_once_deletes_a_dead_letter_without_a_place_to_go(broker, channe
     wait_until(lambda: listed(broker) == ["", "orders\t0"], "no order", 20, interval=1)
 
 
-# A header that pika can't decode.
-
-
-@pytest.fixture(params=[1_772_000_000_000, 2**64 - 1], ids=["milliseconds", "1969"])
-def bad_header(request, monkeypatch):
-    """A timestamp that no pika 1.3 or 1.4 can decode: in milliseconds, or before 1970.
-
-    Pika can't encode it, either, so we do that. Other clients publish such headers.
-    """
-    encode = pika.data.encode_value
-
-    def encode_value(pieces, value):
-        if value != request.param:
-            return encode(pieces, value)
-        pieces.append(b"T" + struct.pack(">Q", value))
-        return 9
-
-    monkeypatch.setattr(pika.data, "encode_value", encode_value)
-    return {"when": request.param}
-
-
-@pytest.mark.parametrize("script", [CONSUMER, "advanced/confirms/consumer.py"])
-def test_header_that_pika_cannot_decode_is_named(start, channel, bad_header, script):
-    consumer = start(script).wait_until_ready()
-    queue = "orders" if script == CONSUMER else "confirms"
-    properties = pika.BasicProperties(headers=bad_header)
-    channel.basic_publish("", queue, TEA.encode(), properties)
-    assert consumer.wait() == 1
-    (error,) = consumer.errors
-    # ValueError('year 58122 is out of range') or OverflowError('timestamp out of …')
-    assert 'StreamLostError: ("Stream connection lost: ' in error
-    assert "out of range" in error or "year must be in" in error
-
-
-def test_order_with_such_a_header_becomes_a_dead_letter(start, channel, bad_header):
-    dead(start)
-    send(start, TEA)
-    channel.basic_get("orders", auto_ack=True)
-    properties = pika.BasicProperties(headers=bad_header)
-    channel.basic_publish("", "orders", TEA.encode(), properties)
-    send(start, COFFEE)
-    for _ in range(ATTEMPTS):
-        assert start(CONSUMER).wait() == 1
-    start(CONSUMER).wait_for("Done 'coffee'")
-    wait_for_message_count(1, channel, "dead_orders")
-    process = start(CONSUMER, "--dead")
-    assert process.wait() == 1
-    assert "out of range" in process.errors[0] or "year must be" in process.errors[0]
-
-
 # What RabbitMQ does, on each version.
 
 
@@ -349,7 +248,7 @@ def test_delivery_limit_of_rejected_messages(broker, channel, limit, in_3, in_4)
         channel.cancel()
     finally:
         channel.queue_delete("rejects")
-    assert attempts == (in_3 if broker.version.startswith("3.") else in_4)
+    assert attempts == (in_3 if broker.before(4) else in_4)
 
 
 def test_nack_counts_towards_the_delivery_limit_only_before_4_3(start, broker, channel):
@@ -362,7 +261,7 @@ def test_nack_counts_towards_the_delivery_limit_only_before_4_3(start, broker, c
         channel.basic_nack(method.delivery_tag, requeue=True)
         nacks += 1
     channel.cancel()
-    counts = before(broker, 4, 3)
+    counts = broker.before(4, 3)
     assert nacks == (ATTEMPTS if counts else 10 * ATTEMPTS)
     wait_for_message_count(int(counts), channel, "dead_orders")
 
@@ -385,14 +284,3 @@ def test_consumer_takes_one_order_at_a_time(start, channel):
     consumer.process.send_signal(signal.SIGSTOP)
     send(start, TEA, TEA, TEA)
     wait_for_message_count(2, channel, "orders")
-
-
-def test_deleted_queue_ends_the_consumer_with_one_line(start, channel):
-    consumer = start(CONSUMER).wait_until_ready()
-    send(start, TEA)
-    consumer.wait_for("Done 'tea'")
-    channel.queue_delete("orders")
-    assert consumer.wait() == 1
-    assert consumer.errors == [
-        " [!] The broker cancelled our consumer. Was the queue deleted?"
-    ]

@@ -5,12 +5,12 @@ from conftest import received
 
 
 def test_message_goes_to_the_queues_bound_with_exactly_its_key(start):
-    bindings = [["error"], [], ["info", "debug"], ["Error"], ["err"], [""]]
+    bindings = [["error"], [], ["info", "debug"], ["Error"], [""]]
     consumers = [
         start("direct/consumer.py", *keys).wait_until_ready() for keys in bindings
     ]
     bound = [binding or ["info", "warning", "error"] for binding in bindings]
-    keys = ["info", "warning", "error", "debug", "Error", "err", "", "errors", "#", "*"]
+    keys = ["info", "warning", "error", "debug", "Error", "", "errors", "#"]
     for key in keys:
         producer = start("direct/producer.py", key, f"with {key}")
         if any(key in binding for binding in bound):

@@ -217,7 +217,7 @@ def test_task_that_outlasts_consumer_timeout_is_redelivered(start, broker):
         broker.ctl("eval", setting.format("channel_tick_interval", 60_000))
         broker.ctl("eval", setting.format("consumer_timeout", 1_800_000))
     (line,) = worker.errors
-    if broker.version < "4.3":
+    if broker.before(4, 3):
         assert "PRECONDITION_FAILED - delivery acknowledgement on channel" in line
     else:
         assert line.startswith(" [!] The broker cancelled our consumer.")

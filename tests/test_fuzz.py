@@ -10,6 +10,7 @@ from functools import partial
 
 import pika
 import pytest
+from conftest import wait_for_message_count
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from script import ScriptProcess
@@ -251,6 +252,20 @@ def test_header_that_pika_cannot_decode_is_one_line(start, undecodable):
     assert consumer.wait() == 1
     (line,) = consumer.errors
     assert ERROR in line
+
+
+def test_order_with_such_a_header_becomes_a_dead_letter(start, channel, undecodable):
+    script = "advanced/dead_letter/consumer.py"
+    consumer = start(script).wait_until_ready()
+    undecodable("orders")
+    for _ in range(3):
+        assert consumer.wait() == 1
+        consumer = start(script)
+    assert consumer.wait() == 1
+    wait_for_message_count(1, channel, "dead_orders")
+    process = start(script, "--dead")
+    assert process.wait() == 1
+    assert ERROR in process.errors[0]
 
 
 def test_worker_names_a_header_that_pika_cannot_decode_each_time(start, undecodable):

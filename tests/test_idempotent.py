@@ -11,8 +11,8 @@ from pathlib import Path
 import pika
 import pytest
 from broker import temporary_broker, wait_until
-from conftest import starting, wait_for_message_count
-from script import ROOT, ScriptProcess
+from conftest import edited, starting, wait_for_message_count
+from script import ScriptProcess
 
 PRODUCER = "advanced/idempotent/producer.py"
 CONSUMER = "advanced/idempotent/consumer.py"
@@ -35,16 +35,6 @@ def send(run, *items):
     producer = run(PRODUCER, *items)
     assert producer.wait() == 0, producer
     return producer
-
-
-def edited(folder, script, line, *lines):
-    """Return the path of a copy of the script with other lines in place of a line."""
-    text = (ROOT / script).read_text()
-    (found,) = [other for other in text.splitlines() if other.strip() == line]
-    indent = found.removesuffix(line)
-    copy = Path(folder, Path(script).name)
-    copy.write_text(text.replace(found, "\n".join(indent + new for new in lines)))
-    return str(copy)
 
 
 def select(folder, database, table):
@@ -281,7 +271,7 @@ def test_after_21_crashes_rabbitmq_4_has_deleted_what_the_consumer_held(
                 if method.delivery_tag == (prefetch or 5):
                     break
             connection.close()
-    version_4 = not broker.version.startswith("3.")
+    version_4 = not broker.before(4)
     wait_for_message_count(remaining if version_4 else 5, channel, "purchases")
 
 

@@ -52,16 +52,14 @@ def test_ten_clients_each_get_their_own_answers(start):
         assert answers(client) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    "bad", ["abc", "-5", "10000", "1" * 5000, "", "3.5", "1_0", "٣"]
-)
-def test_server_refuses_a_bad_request_and_continues(start, bad):
+def test_server_refuses_bad_requests_and_continues(start):
+    bad = ["abc", "-5", "10000", "1" * 5000, "", "3.5", "1_0", "٣"]
     server = start(SERVER).wait_until_ready()
-    client = start(CLIENT, "--", "10", bad, "11")
+    client = start(CLIENT, "--", "10", *bad, "11")
     assert client.wait() == 1
     assert answers(client) == [" [.] Got fib(10) = 55", " [.] Got fib(11) = 89"]
-    assert client.errors == [f" [!] fib({bad}): {REFUSAL!r}"]
-    assert server.errors == [f" [!] Refused {bad!r}"]
+    assert client.errors == [f" [!] fib({n}): {REFUSAL!r}" for n in bad]
+    assert server.errors == [f" [!] Refused {n!r}" for n in bad]
 
 
 def test_server_acknowledges_each_request(start, channel):
@@ -134,7 +132,7 @@ def test_timeout_bounds_the_call_when_the_broker_falls_silent(start, broker, cha
         broker.thaw()
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "nan", "soon"])
 def test_invalid_timeout_is_a_usage_error(start, seconds):
     client = start(CLIENT, "--timeout", seconds)
     assert client.wait() == 2
@@ -171,13 +169,6 @@ def test_server_that_may_not_answer_prints_the_brokers_reason(start, broker):
         client.kill()
     finally:
         broker.ctl("delete_user", "mute")
-
-
-def test_server_exits_with_status_1_when_its_queue_is_deleted(start, channel):
-    server = start(SERVER).wait_until_ready()
-    channel.queue_delete("rpc_queue")
-    assert server.wait() == 1
-    assert "Was the queue deleted?" in server.errors[0]
 
 
 @pytest.fixture

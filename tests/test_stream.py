@@ -74,22 +74,21 @@ def test_two_readers_both_get_everything(start, reader):
         assert process.errors == []
 
 
-@pytest.mark.parametrize(
-    ("position", "expected"),
-    [
-        ("first", ["a", "b", "c", "d", "new"]),
-        ("next", ["new"]),
-        ("2", ["c", "d", "new"]),
-        ("1h", ["a", "b", "c", "d", "new"]),
-    ],
-)
-def test_late_reader_starts_where_told(start, reader, position, expected):
+def test_late_reader_starts_where_told(start, reader):
     assert start(PRODUCER, "a", "b", "c", "d").wait() == 0
-    process = reader("alice", position).wait_until_ready()
-    assert process.count(f" [*] Waiting for messages (start: {position})")
+    expected = {
+        "first": ["a", "b", "c", "d", "new"],
+        "next": ["new"],
+        "2": ["c", "d", "new"],
+        "1h": ["a", "b", "c", "d", "new"],
+    }
+    readers = {start: reader(f"from {start}", start) for start in expected}
+    for position, process in readers.items():
+        process.wait_for(f" [*] Waiting for messages (start: {position})")
     assert start(PRODUCER, "new").wait() == 0
-    process.wait_for("'new'")
-    assert events(process) == expected
+    for position, process in readers.items():
+        process.wait_for("'new'")
+        assert events(process) == expected[position]
 
 
 def test_reader_without_arguments_starts_at_the_first_event(start, reader):
@@ -127,7 +126,7 @@ def wait_for_position(position, database):
     wait_until(stored, f"position {position} in {database}", 20)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_reader_continues_where_it_stopped(start, reader, tmp_path, signum):
     assert start(PRODUCER, "a", "b").wait() == 0
     first = reader("alice").wait_for("'b'")
@@ -283,7 +282,7 @@ def test_rejected_event_counts_as_acknowledged_since_4_0(start, broker):
         method, _, body = next(deliveries)
         assert body == b"a"
         channel.basic_nack(method.delivery_tag)
-        if broker.version.startswith("3."):
+        if broker.before(4):
             with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="540"):
                 next(deliveries)
         else:
@@ -298,7 +297,7 @@ def test_reader_reports_invalid_start_in_one_line(broker, reader):
     process = reader("bob", "soon")
     assert process.wait() == 1
     (line,) = process.errors
-    assert ("INTERNAL_ERROR" if broker.version < "4.2" else "invalid arg") in line
+    assert ("INTERNAL_ERROR" if broker.before(4, 2) else "invalid arg") in line
 
 
 @pytest.mark.parametrize("type", ["quorum", "classic"])
@@ -309,14 +308,6 @@ def test_scripts_report_a_queue_of_another_type(start, reader, channel, type):
         (line,) = process.errors
         assert "PRECONDITION_FAILED" in line
         assert process.output == []
-
-
-def test_reader_exits_when_the_stream_is_deleted(reader, channel):
-    process = reader("alice").wait_until_ready()
-    channel.queue_delete("events")
-    assert process.wait() == 1
-    line = " [!] The broker cancelled our consumer. Was the queue deleted?"
-    assert process.errors == [line]
 
 
 def first_event(channel, stream, offset):

@@ -189,7 +189,7 @@ def test_port_that_another_program_uses(start):
     ]
 
 
-@pytest.mark.parametrize("port", ["abc", "-1", "0", "65536"])
+@pytest.mark.parametrize("port", ["abc", "0", "65536"])
 def test_invalid_port(start, port):
     assert error_lines(start, "run", AMQP_PORT=port) == [
         f"broker: AMQP_PORT must be a number from 1 to 65535, not '{port}'"

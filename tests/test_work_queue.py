@@ -6,34 +6,14 @@ from pathlib import Path
 
 import pytest
 from broker import wait_until
-from conftest import message_count, received, wait_for_message_count
-from script import ROOT, ScriptProcess
+from conftest import done, edited, message_count, received, wait_for_message_count
+from script import ScriptProcess
 
 CONSUMER, PRODUCER = "work_queue/consumer.py", "work_queue/producer.py"
 
 
-def done(worker):
-    return [line.split("Done ", 1)[1] for line in worker.output if " [x] Done " in line]
-
-
 def wait_until_done(count, workers):
-    ScriptProcess.wait_until(
-        lambda: sum(len(done(worker)) for worker in workers) >= count, workers
-    )
-
-
-@pytest.fixture
-def edited(start, tmp_path):
-    """edited(script, old, new) starts a script in which one text is replaced."""
-
-    def edited(script, old, new, *arguments):
-        source = (ROOT / script).read_text()
-        assert source.count(old) == 1
-        copy = tmp_path / script.replace("/", "_")
-        copy.write_text(source.replace(old, new))
-        return start(str(copy), *arguments)
-
-    return edited
+    ScriptProcess.wait_until(lambda: len(done(*workers)) >= count, workers)
 
 
 def test_tasks_are_sent_and_done_in_order(start):
@@ -65,7 +45,7 @@ def test_workers_share_the_tasks(start):
     tasks = [f"task {i}" for i in range(20)]
     assert start(PRODUCER, *tasks).wait() == 0
     wait_until_done(20, workers)
-    assert sorted(done(workers[0]) + done(workers[1])) == sorted(map(repr, tasks))
+    assert sorted(done(*workers)) == sorted(map(repr, tasks))
     assert all(map(done, workers))
 
 
@@ -142,10 +122,11 @@ def catches(worker, signum):
 
 
 def test_failing_task_ends_the_worker_with_a_traceback_and_is_kept(
-    edited, start, channel
+    start, tmp_path, channel
 ):
     # An OSError, because that's easily taken for a lost connection.
-    worker = edited(CONSUMER, 'range(task.count("."))', "open('no-file')")
+    loop = 'for _ in range(task.count(".")):'
+    worker = start(edited(tmp_path, CONSUMER, loop, "for _ in open('no-file'):"))
     worker.wait_until_ready()
     start(PRODUCER, "read it").wait()
     assert worker.wait() == 1
@@ -155,23 +136,13 @@ def test_failing_task_ends_the_worker_with_a_traceback_and_is_kept(
     wait_for_message_count(1, channel, "task_queue")
 
 
-def test_second_acknowledgement_prints_the_brokers_reason(edited, start):
+def test_second_acknowledgement_prints_the_brokers_reason(start, tmp_path):
     ack = "channel.basic_ack(delivery_tag=method.delivery_tag)"
-    worker = edited(CONSUMER, ack, f"{ack}; {ack}").wait_until_ready()
+    worker = start(edited(tmp_path, CONSUMER, ack, ack, ack)).wait_until_ready()
     start(PRODUCER, "x").wait()
     assert worker.wait() == 1
     assert len(worker.errors) == 1
     assert "PRECONDITION_FAILED - unknown delivery tag 1" in worker.errors[0]
-
-
-def test_worker_exits_with_status_1_when_its_queue_is_deleted(start, channel):
-    worker = start(CONSUMER).wait_until_ready()
-    channel.queue_delete("task_queue")
-    assert worker.wait() == 1
-    assert len(worker.errors) == 1
-    assert (
-        "The broker cancelled our consumer. Was the queue deleted" in worker.errors[0]
-    )
 
 
 def test_refused_task_is_not_called_sent(start, broker, channel):

@@ -177,6 +177,10 @@ class Node(ABC):
         """RabbitMQ's version, such as "4.3.6"."""
         return self.ctl("version").strip()
 
+    def before(self, *numbers: int) -> bool:
+        """Return whether it's older than a version, such as before(4, 3)."""
+        return tuple(map(int, self.version.split("."))) < numbers
+
 
 class DockerBroker(Node):
     """A service of docker-compose.yml."""

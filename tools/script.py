@@ -71,7 +71,7 @@ class ScriptProcess:
             self._open_streams -= 1
             self._changed.notify_all()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = "\n".join(f"    {line[:300]}" for line in [*self.output, *self.errors])
         return f"{self.script} (exit status {self.process.poll()}) printed:\n{lines}"
 
