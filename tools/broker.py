@@ -297,8 +297,7 @@ class NativeBroker(Node):
             # machines wake it slowly. There, a start takes half the time if it waits
             # before it sleeps: https://www.rabbitmq.com/docs/runtime
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} "
-                "+sbwt medium +sbwtdio medium"
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt short +sbwtdio short"
             ),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(free_port()),
