@@ -159,9 +159,3 @@ def test_refused_task_is_not_called_sent(start, broker, channel):
     assert producer.errors[0] == f" [!] Not confirmed: {left}"
     assert "NackError" in producer.errors[1]
     wait_for_message_count(sent, channel, "task_queue")
-
-
-def test_any_body_is_printed_and_acknowledged(start, channel):
-    worker = start(CONSUMER).wait_until_ready()
-    channel.basic_publish("", "task_queue", b"\xff\x1b[2J")
-    worker.wait_for("Done '\ufffd\\x1b[2J'")
