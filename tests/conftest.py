@@ -100,7 +100,7 @@ def received(process: ScriptProcess) -> list[str]:
 
 
 def done(*processes: ScriptProcess) -> list[str]:
-    """Return the same of their "[x] Done" lines."""
+    """Return the tasks in their "[x] Done" lines, as they printed them."""
     lines = [line for process in processes for line in process.output]
     return [line.split(" [x] Done ")[1] for line in lines if " [x] Done " in line]
 

@@ -194,7 +194,9 @@ def test_wrong_password_is_one_line(start_all, broker):
     url = broken(broker.url, password=PASSWORD)
     for process in start_all(KINDS, url=url).values():
         check_exits_with_one_line(
-            process, documented("ACCESS_REFUSED - Login was refused"), "right?"
+            process,
+            documented("ACCESS_REFUSED - Login was refused"),
+            "password…right?",
         )
 
 
@@ -202,7 +204,7 @@ def test_unknown_vhost_is_one_line(start_all, broker):
     url = broken(broker.url, vhost="nowhere")
     for process in start_all(KINDS, url=url).values():
         check_exits_with_one_line(
-            process, documented("NOT_ALLOWED - vhost … not found"), "right?"
+            process, documented("NOT_ALLOWED - vhost … not found"), "vhost right?"
         )
 
 
@@ -267,7 +269,9 @@ def test_message_is_not_called_sent_before_its_confirm(start, tmp_path):
 
 @pytest.mark.usefixtures("declare_otherwise")
 def test_refused_declaration_is_one_line_and_not_retried(start_all):
-    for process in start_all(set(KINDS) - {"rpc/producer.py"}).values():
+    declaring = [script for script in SCRIPTS if "_declare(" in SOURCES[script]]
+    assert set(SCRIPTS) - set(declaring) == {"rpc/producer.py"}
+    for process in start_all(declaring).values():
         check_exits_with_one_line(
             process, documented("PRECONDITION_FAILED - inequivalent arg")
         )
@@ -291,10 +295,11 @@ def test_idle_consumer_uses_nothing_deprecated_and_exits_on_sigterm(start_all, b
 
 
 def test_consumer_of_a_deleted_queue_exits_with_one_line(start_all, channel):
-    named = [script for script in CONSUMERS if LESSONS[script[:-12]].queues]
-    for script, process in start_all(named).items():
+    lessons = [lesson for lesson in LESSONS if LESSONS[lesson].queues]
+    processes = start_all([f"{lesson}/consumer.py" for lesson in lessons]).values()
+    for lesson, process in zip(lessons, processes, strict=True):
         process.wait_until_ready()
-        channel.queue_delete(LESSONS[script[:-12]].queues[0])
+        channel.queue_delete(LESSONS[lesson].queues[0])
         line = "The broker cancelled our consumer. Was the queue deleted"
         check_exits_with_one_line(process, line)
 
@@ -394,7 +399,7 @@ def insert(script, after, line, tmp_path):
 
 def test_bug_in_the_readers_code_is_a_traceback_with_its_line(start, tmp_path, broker):
     processes = {}
-    for script in KINDS:
+    for script in SCRIPTS:
         # An OSError, because that's easily taken for a lost connection.
         copy = insert(
             script, "channel = connection.channel(", "open('no-file')", tmp_path

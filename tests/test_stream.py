@@ -82,7 +82,7 @@ def test_late_reader_starts_where_told(start, reader):
         "2": ["c", "d", "new"],
         "1h": ["a", "b", "c", "d", "new"],
     }
-    readers = {start: reader(f"from {start}", start) for start in expected}
+    readers = {where: reader(f"from {where}", where) for where in expected}
     for position, process in readers.items():
         process.wait_for(f" [*] Waiting for messages (start: {position})")
     assert start(PRODUCER, "new").wait() == 0
