@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,20 @@ def broker() -> Iterator[Broker]:
         yield broker
         remaining = broker.ctl("list_queues", "--silent", "name").split()
     assert not remaining, f"The tests left these queues behind: {remaining}"
+
+
+@pytest.fixture(scope="session")
+def user(broker: Broker) -> Callable[[str], str]:
+    """user("^hello$") returns the URL of a user who can write only there."""
+
+    @functools.cache
+    def url(write: str) -> str:
+        name = f"user-{uuid.uuid4().hex}"
+        broker.ctl("add_user", name, "secret")
+        broker.ctl("set_permissions", name, ".*", write, ".*")
+        return broker.url.replace("guest:guest", f"{name}:secret")
+
+    return url
 
 
 @pytest.fixture

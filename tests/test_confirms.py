@@ -220,9 +220,11 @@ def test_refused_message_is_one_line(start, channel, limit_queue):
 
 
 def test_messages_are_reported_as_unroutable_when_the_queue_is_deleted(
-    start, channel, broker
+    start, channel, broker, tmp_path
 ):
-    producer = start(PRODUCER, "10000000").wait_for("Confirmed 10000")
+    line = "silence = loop.call_later(10, on_silence)"
+    script = edited(tmp_path, PRODUCER, line, line.replace("10", "1"))
+    producer = start(script, "10000000").wait_for("Confirmed 10000")
     channel.queue_delete(QUEUE)
     producer.wait_for("No confirm in", "Not delivered", REFUSED, "INTERNAL_ERROR")
     if not producer.count("Not delivered", REFUSED):

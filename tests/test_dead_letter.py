@@ -212,7 +212,7 @@ def test_dead_letter_without_a_place_to_go_stays_in_its_queue(start, broker, cha
     assert consumer.stop(signal.SIGINT) == 0
 
     expected = ["", "dead_orders\t0", "orders\t1"]
-    wait_until(lambda: listed(broker) == expected, "the order", 20, interval=1)
+    wait_until(lambda: listed(broker) == expected, "the order", 20, interval=2)
 
 
 @pytest.mark.usefixtures("start")
@@ -222,7 +222,7 @@ def test_at_most_once_deletes_a_dead_letter_without_a_place_to_go(broker, channe
     channel.basic_publish("", "orders", b"x")
     method, _, _ = get(channel, "orders")
     channel.basic_reject(method.delivery_tag, requeue=False)
-    wait_until(lambda: listed(broker) == ["", "orders\t0"], "no order", 20, interval=1)
+    wait_until(lambda: listed(broker) == ["", "orders\t0"], "no order", 20, interval=2)
 
 
 # What RabbitMQ does, on each version.

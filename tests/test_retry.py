@@ -282,7 +282,7 @@ def test_dead_letter_loop_retries_what_is_rejected_and_loses_what_is_over_the_li
         table = broker.ctl("list_queues", "--silent", "name", "messages").splitlines()
         return dict(line.split() for line in table)[waiting] == remaining
 
-    wait_until(message_total_is_right, f"{remaining} in {waiting}", 30, interval=1)
+    wait_until(message_total_is_right, f"{remaining} in {waiting}", 30, interval=2)
 
 
 def delayed(minimum, maximum):

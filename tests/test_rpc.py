@@ -139,36 +139,21 @@ def test_invalid_timeout_is_a_usage_error(start, seconds):
     assert "--timeout" in client.errors[-1]
 
 
-def mute_user_url(broker, queue_pattern):
-    broker.ctl("add_user", "mute", "secret")
-    broker.ctl("set_permissions", "mute", ".*", queue_pattern, ".*")
-    return broker.url.replace("guest:guest", "mute:secret")
-
-
-def test_refused_request_prints_the_brokers_reason(start, broker):
+def test_refused_request_prints_the_brokers_reason(start, user):
     start(SERVER).wait_until_ready()
-    try:
-        url = mute_user_url(broker, "^$")
-        client = start(CLIENT, "1", "--timeout", "60", url=url)
-        assert client.wait() == 1
-    finally:
-        broker.ctl("delete_user", "mute")
+    client = start(CLIENT, "1", "--timeout", "60", url=user("^$"))
+    assert client.wait() == 1
     assert len(client.errors) == 1
     assert "ACCESS_REFUSED" in client.errors[0]
 
 
-def test_server_that_may_not_answer_prints_the_brokers_reason(start, broker):
-    try:
-        # It may consume, but not publish to the default exchange.
-        server = start(SERVER, url=mute_user_url(broker, "^rpc_queue$"))
-        server.wait_until_ready()
-        client = start(CLIENT, "1", "--timeout", "60")
-        assert server.wait() == 1
-        assert len(server.errors) == 1
-        assert "ACCESS_REFUSED" in server.errors[0]
-        client.kill()
-    finally:
-        broker.ctl("delete_user", "mute")
+def test_server_that_may_not_answer_prints_the_brokers_reason(start, user):
+    # It may consume, but not publish to the default exchange.
+    server = start(SERVER, url=user("^rpc_queue$")).wait_until_ready()
+    start(CLIENT, "1", "--timeout", "60")
+    assert server.wait() == 1
+    assert len(server.errors) == 1
+    assert "ACCESS_REFUSED" in server.errors[0]
 
 
 @pytest.fixture

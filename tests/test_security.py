@@ -25,8 +25,7 @@ def shop(broker):
     add_user, set_permissions, *_ = commands("rabbitmqctl")
     broker.ctl(*add_user[1:], "secret")
     broker.ctl(*set_permissions[1:])
-    yield broker.url.replace("guest:guest", "shop:secret")
-    broker.ctl("delete_user", "shop")
+    return broker.url.replace("guest:guest", "shop:secret")
 
 
 def test_user_can_do_only_what_its_permissions_allow(start, shop):

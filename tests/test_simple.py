@@ -98,16 +98,10 @@ def test_auto_ack_loses_the_messages_on_their_way_to_a_killed_consumer(start, ch
     assert received(other) == ["'last'"]
 
 
-def test_refused_messages_are_not_called_sent(start, broker):
+def test_refused_messages_are_not_called_sent(start, user):
     start("simple/consumer.py").wait_until_ready()
-    broker.ctl("add_user", "reader", "secret")
-    try:
-        broker.ctl("set_permissions", "reader", ".*", "^$", ".*")
-        url = broker.url.replace("guest:guest", "reader:secret")
-        producer = start("simple/producer.py", "x", "1", url=url)
-        assert producer.wait() == 1
-    finally:
-        broker.ctl("delete_user", "reader")
+    producer = start("simple/producer.py", "x", "1", url=user("^$"))
+    assert producer.wait() == 1
     assert producer.output == []
     assert "ACCESS_REFUSED" in producer.errors[0]
 
