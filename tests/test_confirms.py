@@ -13,6 +13,7 @@ import pytest
 from broker import wait_until
 from conftest import edited, message_count, wait_for_message_count
 from script import ROOT
+from test_pages import documented
 
 PRODUCER, CONSUMER = "advanced/confirms/producer.py", "advanced/confirms/consumer.py"
 QUEUE = "confirms"
@@ -226,7 +227,8 @@ def test_messages_are_reported_as_unroutable_when_the_queue_is_deleted(
     script = edited(tmp_path, PRODUCER, line, line.replace("10", "1"))
     producer = start(script, "10000000").wait_for("Confirmed 10000")
     channel.queue_delete(QUEUE)
-    producer.wait_for("No confirm in", "Not delivered", REFUSED, "INTERNAL_ERROR")
+    silence = documented("No confirm in 10 seconds")
+    producer.wait_for(silence, "Not delivered", REFUSED, "INTERNAL_ERROR")
     if not producer.count("Not delivered", REFUSED):
         # 3.10 might neither return nor confirm what was in flight. 4.0 might close the
         # connection. Then, the producer declares the queue again.
