@@ -30,8 +30,6 @@ RECONNECTING = [script for script in SCRIPTS if "AMQP_URL.split" in SOURCES[scri
 PLAIN = [script for script in SCRIPTS if script not in RECONNECTING]
 # One script of each kind. The others have the same boilerplate: see below.
 KINDS = ["simple/producer.py", "fanout/consumer.py", "rpc/producer.py", *RECONNECTING]
-# One that exits if it loses the connection, and one that reconnects.
-BOTH = ["fanout/consumer.py", "work_queue/consumer.py"]
 
 
 def arguments(script):
@@ -153,12 +151,11 @@ def failure(request):
         yield url.format(PASSWORD, port), reason
 
 
-def test_failed_connection_is_one_line(start, failure):
+def test_failed_connection_is_one_line(start_all, failure):
     url, reason = failure
     texts = "Can't connect to RabbitMQ", reason, "Is it running?"
-    plain = start("fanout/consumer.py", url=url)
-    rpc = start("rpc/producer.py", "--timeout", "2", url=url)
-    for process in plain, rpc:
+    scripts = ["fanout/consumer.py", "rpc/producer.py"]
+    for process in start_all(scripts, url=url).values():
         check_exits_with_one_line(process, *texts)
 
 
@@ -206,7 +203,7 @@ def test_wrong_password_is_one_line(start_all, broker):
 
 def test_unknown_vhost_is_one_line(start_all, broker):
     url = broken(broker.url, vhost="nowhere")
-    for process in start_all(BOTH, url=url).values():
+    for process in start_all(KINDS, url=url).values():
         check_exits_with_one_line(
             process, documented("NOT_ALLOWED - vhost … not found"), "vhost right?"
         )
@@ -239,7 +236,7 @@ def test_invalid_url_shows_what_a_url_looks_like(start_all, script):
 
 
 def test_unknown_url_parameter_is_named(start_all, broker):
-    for process in start_all(BOTH, url=f"{broker.url}?hartbeat=5").values():
+    for process in start_all(KINDS, url=f"{broker.url}?hartbeat=5").values():
         check_exits_with_one_line(
             process, "AMQP_URL", documented("Unknown URL parameter"), "hartbeat"
         )
@@ -423,7 +420,7 @@ def test_full_disk_is_not_blamed_on_the_broker(tmp_path, broker, start):
     env = os.environ | {"AMQP_URL": broker.url}
     processes = {}
     with open("/dev/full", "w") as full:
-        for script in BOTH:
+        for script in set(KINDS) & set(CONSUMERS):
             command = [sys.executable, ROOT / script, *arguments(script)]
             processes[script] = subprocess.Popen(
                 command,
