@@ -68,6 +68,7 @@ def starting(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
     finally:
         for process in processes:
             process.kill()
+            print(process)  # if the test fails, pytest shows it
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
             channel = connection.channel()
             for lesson in LESSONS.values():

@@ -295,6 +295,15 @@ def test_idle_consumer_uses_nothing_deprecated_and_exits_on_sigterm(start_all, b
         assert process.errors == []
 
 
+def test_consumer_that_acknowledges_nothing_uses_auto_ack(start_all, broker):
+    """Otherwise, the broker would keep each message until the consumer exits."""
+    scripts = [script for script in CONSUMERS if "basic_ack(" not in SOURCES[script]]
+    for process in start_all(scripts).values():
+        process.wait_until_ready()
+    table = broker.ctl("list_consumers", "--silent", "ack_required")
+    assert table.split() == ["false"] * len(scripts)
+
+
 def test_consumer_of_a_deleted_queue_exits_with_one_line(start_all, channel):
     lessons = [lesson for lesson in LESSONS if LESSONS[lesson].queues]
     processes = start_all([f"{lesson}/consumer.py" for lesson in lessons]).values()
