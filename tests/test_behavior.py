@@ -6,6 +6,7 @@ Each test starts all the scripts it's about side by side, then looks at each of 
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,8 +20,9 @@ import pytest
 from broker import wait_until
 from conftest import crash_with_message, wait_for_message_count
 from lessons import LESSONS, SCRIPTS
+from pages import blocks, commands, pattern
 from script import ROOT
-from test_pages import documented, pattern
+from test_pages import documented
 
 PASSWORD = "not-for-your-eyes"
 SOURCES = {script: (ROOT / script).read_text() for script in SCRIPTS}
@@ -33,9 +35,12 @@ KINDS = ["simple/producer.py", "fanout/consumer.py", "rpc/producer.py", *RECONNE
 
 
 def arguments(script):
-    """Return the arguments with which the demo starts a script first."""
-    lesson = LESSONS[script.rpartition("/")[0]]
-    return lesson.consumers[0] if script in CONSUMERS else lesson.producers[0]
+    """Return the arguments with which the lesson's page first starts a script."""
+    page = f"{script.rpartition('/')[0]}/README.md"
+    typed = [
+        command for block in blocks([page], "console") for command, _ in commands(block)
+    ]
+    return next(shlex.split(c)[2:] for c in typed if c.split()[1] == script)
 
 
 @pytest.fixture

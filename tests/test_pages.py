@@ -1,41 +1,27 @@
 """The pages: commands print what's shown, excerpts match the scripts, links work.
 
-In a ```console block, lines that begin with $ are typed, and the others are printed. In
-these, … stands for anything, and alone on a line for any number of lines. A line ^C
-shows where the reader presses Ctrl+C. Blocks ```console terminal-1, terminal-2 … that
-follow each other run side by side.
-A comment above a block that we can't run says why: <!-- not run: the reason -->.
-
 Below a paragraph that links to a script, a block is an excerpt from it. A line "..."
 stands for lines left out. Comments can differ from the script's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-import shlex
-import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from urllib.parse import unquote
 
 import pika
 import pytest
 from conftest import message_count
+from demo import play
 from lessons import LESSONS
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-from script import READY, ROOT, ScriptProcess
+from pages import Block, Section, blocks, pattern, scenes, sections
+from script import ROOT
 
 GLOBS = "*.md", "docs/*.md", "[a-z]*/README*.md", "advanced/*/README*.md"
 FILES = sorted(path for glob in GLOBS for path in ROOT.glob(glob))
@@ -55,78 +41,6 @@ def twin(page: str) -> str:
     return page.replace(".md", ".zh-CN.md")
 
 
-@dataclass
-class Block:
-    page: str
-    line: int
-    info: str  # such as "console terminal-1"
-    text: str
-    above: str  # the paragraph before it
-    links: list[str]  # in that paragraph
-    reason: str  # why we don't run it
-
-    @property
-    def place(self) -> str:
-        return f"{self.page}:{self.line}"
-
-
-@dataclass
-class Section:
-    page: str
-    line: int
-    level: int
-    title: str
-    blocks: list[Block] = field(default_factory=list)
-    tables: list[list[list[str]]] = field(default_factory=list)  # rows of cells
-    links: list[tuple[int, str]] = field(default_factory=list)  # lines and targets
-
-    @property
-    def anchor(self) -> str:
-        """The anchor that GitHub, GitLab and Gitea give to a heading."""
-        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
-
-
-@cache
-def sections(page: str) -> list[Section]:
-    """Return the sections of a page, in order."""
-    markdown = (ROOT / page).read_text()
-    found: list[Section] = []
-    comment = above = ""
-    links: list[str] = []
-    line = 0
-    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
-    for i, token in enumerate(tokens):
-        line = token.map[0] + 1 if token.map else line
-        if token.type == "heading_open":
-            title = tokens[i + 1].content
-            found.append(Section(page, line, int(token.tag[1:]), title))
-        elif token.type == "fence":
-            reason = re.fullmatch(r"<!-- not run: (.+) -->", comment, re.DOTALL)
-            about = above, links, reason[1] if reason else ""
-            found[-1].blocks.append(
-                Block(page, line, token.info, token.content, *about)
-            )
-        elif token.type == "table_open":
-            found[-1].tables.append([])
-        elif token.type == "tr_open":
-            found[-1].tables[-1].append([])
-        elif token.type == "inline":
-            above, links = token.content, targets(token)
-            found[-1].links += [(line, target) for target in links]
-            if tokens[i - 1].type in ("th_open", "td_open"):
-                found[-1].tables[-1][-1].append(token.content)
-        comment = token.content.strip() if token.type == "html_block" else ""
-    return found
-
-
-def targets(token: Token) -> list[str]:
-    return [
-        unquote(str(child.attrs.get("href") or child.attrs.get("src")))
-        for child in token.children or []
-        if child.type in ("link_open", "image")
-    ]
-
-
 def section(page: str, title: str) -> Section:
     """Return the section with that English title, from either language's page."""
     english = sections(page.replace(".zh-CN", ""))
@@ -134,103 +48,16 @@ def section(page: str, title: str) -> Section:
     return sections(page)[number]
 
 
-def blocks(pages: list[str], kind: str = "") -> list[Block]:
-    """Return the pages' blocks whose info begins with `kind`."""
-    found = [
-        block for page in pages for part in sections(page) for block in part.blocks
-    ]
-    return [block for block in found if block.info.startswith(kind)]
-
-
 # Console blocks.
 
 
-def scenes() -> list[list[Block]]:
-    """Return the blocks that we run. Those that run side by side are together."""
-    found: list[list[Block]] = []
-    for block in blocks(ENGLISH, "console"):
-        if block.reason:
-            continue
-        number = int(block.info.partition("terminal-")[2] or 1)
-        if number > 1:
-            found[-1].append(block)
-        else:
-            found.append([block])
-    return found
-
-
-def commands(block: Block) -> list[tuple[str, list[str]]]:
-    """Return the typed commands, each with the lines that it's shown to print."""
-    found: list[tuple[str, list[str]]] = []
-    for line in block.text.splitlines():
-        if line.startswith("$ "):
-            found.append((line[2:], []))
-        elif line != "^C":  # we stop every consumer after its last line
-            found[-1][1].append(line)
-    return found
-
-
-def pattern(text: str) -> str:
-    """Return a regular expression for a text in which … stands for anything."""
-    return ".*".join(map(re.escape, text.split("…")))
-
-
-def check_output(process: ScriptProcess, shown: list[str], place: str) -> None:
-    """Compare both streams. A lesson's lines on standard output begin with [x]."""
-    for stream, printed in enumerate((process.errors, process.output)):
-        expected = [
-            line
-            for line in shown
-            if line == "…" or bool(re.match(r" \[[x*.]\]", line)) == stream
-        ]
-        parts = [r"(.*\n)*" if e == "…" else pattern(e) + r"\n" for e in expected]
-        text = "".join(f"{line}\n" for line in printed)
-        assert re.fullmatch("".join(parts), text), (
-            f"{place} shows\n" + "\n".join(shown) + f"\nbut {process}"
-        )
-
-
-def run(start, block: Block, folder: Path) -> Iterator[None]:
-    """Run a terminal's commands. Pause while a consumer waits for other terminals."""
-    status = 0
-    typed = commands(block)
-    followers = [command for command, _ in typed[1:]] + [""]
-    for (command, shown), follower in zip(typed, followers, strict=True):
-        if command == "echo $?":
-            assert shown == [str(status)], block.place
-            continue
-        python, script, *arguments = shlex.split(command)
-        assert python == "python", f"{block.place}: we can't run {command!r}"
-        process = start(script, *arguments, cwd=folder)
-        if script.endswith("consumer.py"):
-            process.wait_until(
-                lambda p=process: p.count(*READY) or not p.running, process
-            )
-        if script.endswith("consumer.py") and process.running:
-            yield  # until the other terminals have started their scripts
-            count = len([line for line in shown if line != "…"])
-            with contextlib.suppress(AssertionError):  # check_output explains it better
-                process.wait_until(
-                    lambda p=process, n=count: (
-                        len(p.output + p.errors) >= n or not p.running
-                    ),
-                    process,
-                )
-            yield  # until the other consumers have their messages, too
-            if follower != "echo $?":
-                process.kill()  # the reader presses Ctrl+C
-        status = process.wait()
-        status = status if status >= 0 else 128 - status  # as a shell prints it
-        check_output(process, shown, block.place)
-        if follower != "echo $?":
-            assert status in (0, 128 + signal.SIGKILL), f"{block.place}: {process}"
-
-
-@pytest.mark.parametrize("scene", scenes(), ids=lambda scene: scene[0].place)
-def test_console_block_prints_what_the_page_shows(start, scene, tmp_path):
-    terminals = [run(start, block, tmp_path) for block in scene]
-    while terminals:
-        terminals = [t for t in terminals if next(t, "finished") != "finished"]
+@pytest.mark.usefixtures("start")  # deletes the queues
+@pytest.mark.parametrize("scene", scenes(ENGLISH), ids=lambda scene: scene[0].place)
+def test_console_block_prints_what_the_page_shows(scene, broker, capsys):
+    play(scene, broker.url)
+    output = capsys.readouterr().out
+    assert "terminal 1 | $ python " in output
+    assert "\x1b" not in output  # no colors outside a terminal
 
 
 def test_blocks_are_of_a_kind_that_we_check():
@@ -245,7 +72,7 @@ def test_paragraph_names_the_terminal(page):
     word = "终端 {}:" if page.endswith(".zh-CN.md") else "Terminal {}:"
     for block in blocks([page], "console terminal-"):
         above = block.above.replace("\N{FULLWIDTH COLON}", ":")
-        assert above == word.format(block.info[-1]), block.place
+        assert above == word.format(block.terminal), block.place
 
 
 # Excerpts.

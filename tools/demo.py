@@ -1,16 +1,15 @@
-"""Show the lessons: run both scripts of each in one terminal, with a temporary broker.
+"""Show the lessons: run the terminals on their pages, with a temporary broker.
 
     python tools/demo.py              all lessons, one after the other
     python tools/demo.py topic rpc    these
 
-Exits with status 0 if every message arrived where it should, and nowhere else.
+Exits with status 0 if every terminal printed what its page shows.
 NO_COLOR=1 switches the colors off.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shlex
@@ -18,122 +17,90 @@ import signal
 import sys
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import pika
-from broker import BrokerError, exit_on_error, temporary_broker, wait_until
+from broker import BrokerError, exit_on_error, temporary_broker
 from lessons import LESSONS
-from script import ScriptProcess
+from pages import Block, commands, pattern, scenes
+from script import READY, ScriptProcess
 
-COLORS = (36, 35, 33, 32)  # cyan, magenta, yellow, green
+COLORS = (36, 35, 33)  # cyan, magenta, yellow
 
 
-def compare(expected: Sequence[str], output: Iterable[str]) -> tuple[list, list]:
-    """Return which expected lines are missing, and which lines are unexpected.
+def ready_or_finished(process: ScriptProcess) -> bool:
+    return process.count(*READY) > 0 or not process.running
 
-    See Lesson for what an expected line means.
+
+def matches(process: ScriptProcess, shown: list[str]) -> bool:
+    """Return whether a script has printed what a terminal shows, on either stream.
+
+    A lesson's lines on standard output begin with [x], [*] or [.].
     """
-    kinds = {tuple(text.split()[:2]) for text in expected}
-    lines = [line.strip() for line in output if tuple(line.split()[:2]) in kinds]
-    missing = []
-    for text in expected:
-        pattern = ".*".join(map(re.escape, text.split("…")))
-        match = next((line for line in lines if re.fullmatch(pattern, line)), None)
-        if match is None:
-            missing.append(text)
-        else:
-            lines.remove(match)
-    return missing, lines
+    for stream, printed in enumerate((process.errors, process.output)):
+        expected = [
+            line
+            for line in shown
+            if line == "…" or bool(re.match(r" \[[x*.]\]", line)) == stream
+        ]
+        parts = [r"(.*\n)*" if e == "…" else pattern(e) + r"\n" for e in expected]
+        if not re.fullmatch("".join(parts), "".join(f"{line}\n" for line in printed)):
+            return False
+    return True
 
 
-def run_lesson(name: str, url: str, timeout: float = 30) -> None:
-    """Demonstrate a lesson as Lesson describes. The timeout is for each wait, in s.
+def run(block: Block, start: Callable[[str], ScriptProcess]) -> Iterator[None]:
+    """Run a terminal's commands. Pause while a consumer waits for other terminals.
 
-    Raises AssertionError or BrokerError if a script fails, or if a line is missing or
-    unexpected.
+    Raises AssertionError if one fails, or prints something else than the page shows.
     """
-    lesson = LESSONS[name]
-    colors = itertools.cycle(COLORS)
+    for command, shown in commands(block):
+        process = start(command)
+        process.wait_until(partial(ready_or_finished, process), process)
+        if process.running:
+            yield  # until the other terminals have started their scripts
+            with contextlib.suppress(AssertionError):  # the next one says more
+                process.wait_until(partial(matches, process, shown), process)
+            yield  # until the other consumers have their messages, too
+            process.process.send_signal(signal.SIGINT)  # the reader presses Ctrl+C
+        status = process.wait()
+        lines = "\n".join(shown)
+        assert matches(process, shown), f"{block.place} shows\n{lines}\nbut {process}"
+        assert status == 0, f"{block.place}: {process}"
+
+
+def play(scene: list[Block], url: str) -> None:
+    """Run terminals side by side, in an empty folder, and print what they print.
+
+    Raises AssertionError if a terminal prints something else than its page shows.
+    """
     use_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-"))
 
-        def start(script: str, arguments: Sequence[str], label: str) -> ScriptProcess:
-            color = next(colors)
+        def starter(block: Block) -> Callable[..., ScriptProcess]:
+            color = COLORS[int(block.terminal) % len(COLORS)]
 
             def print_line(line: str) -> None:
-                line = f"{label:>10} | {line}"
+                line = f"terminal {block.terminal} | {line}"
                 print(f"\033[{color}m{line}\033[0m" if use_color else line, flush=True)
 
-            path = f"{name}/{script}.py"
-            print_line("$ " + shlex.join(["python", path, *arguments]))
-            process = ScriptProcess(
-                path, *arguments, url=url, on_line=print_line, cwd=folder
-            )
-            stack.callback(process.kill)
-            return process
+            def start(command: str) -> ScriptProcess:
+                print_line(f"$ {command}")
+                python, script, *arguments = shlex.split(command)
+                assert python == "python", f"{block.place}: we can't run {command!r}"
+                process = ScriptProcess(
+                    script, *arguments, url=url, on_line=print_line, cwd=folder
+                )
+                stack.callback(process.kill)
+                return process
 
-        def run(script: str, arguments: Sequence[str]) -> list[str]:
-            process = start(script, arguments, script)
-            assert process.wait(timeout) == 0, process
-            return process.output
+            return start
 
-        labels = [f"consumer {i}" for i, _ in enumerate(lesson.consumers, start=1)]
-        if len(labels) == 1:
-            labels = ["consumer"]
-
-        # The runs of each consumer: more than one if a message killed it.
-        consumers: list[list[ScriptProcess]] = [[] for _ in labels]
-
-        def start_consumer(index: int) -> None:
-            process = start("consumer", lesson.consumers[index], labels[index])
-            consumers[index].append(process.wait_until_ready())
-
-        def missing_and_unexpected() -> list[tuple[list, list]]:
-            outputs = [[line for p in runs for line in p.output] for runs in consumers]
-            if len(lesson.consumed) == 1:
-                outputs = [list(itertools.chain(*outputs))]
-            return list(map(compare, lesson.consumed, outputs))
-
-        def arrived() -> bool:
-            return not any(missing for missing, _ in missing_and_unexpected())
-
-        def killed() -> list[int]:
-            return [
-                index
-                for index, runs in enumerate(consumers)
-                if not runs[-1].running and runs[-1].wait() < 0
-            ]
-
-        for index in range(len(consumers)):
-            start_consumer(index)
-        produced = [line for args in lesson.producers for line in run("producer", args)]
-        connection = pika.BlockingConnection(pika.URLParameters(url))
-        channel = stack.enter_context(connection).channel()
-
-        def finished() -> bool:
-            for index in killed():
-                start_consumer(index)
-            return arrived() and all(
-                channel.queue_declare(queue, passive=True).method.message_count == count
-                for queue, count in lesson.remaining.items()
-            )
-
-        description = f"{lesson.consumed} from the consumers; then {lesson.remaining}"
-        wait_until(finished, description, timeout)
-        for *_, last in consumers:
-            assert last.stop(signal.SIGINT) in (0, -signal.SIGKILL), last
-        found = [line for args in lesson.afterwards for line in run("consumer", args)]
-
-        comparisons = missing_and_unexpected()
-        comparisons += [
-            compare(lesson.produced, produced),
-            compare(lesson.found, found),
-        ]
-        for missing, unexpected in comparisons:
-            assert not missing, f"missing: {missing}"
-            assert not unexpected, f"unexpected: {unexpected}"
+        terminals = [run(block, starter(block)) for block in scene]
+        while terminals:
+            terminals = [t for t in terminals if next(t, "finished") != "finished"]
 
 
 def main() -> None:
@@ -155,15 +122,14 @@ def main() -> None:
         for name in names:
             print(f"\n== {name} ==")
             try:
-                run_lesson(name, broker.url)
-            except (AssertionError, BrokerError) as error:
+                for scene in scenes([f"{name}/README.md"]):
+                    play(scene, broker.url)
+            except AssertionError as error:
                 failed.append(name)
                 print(f"   failed: {error}")
-            else:
-                print("   all messages arrived")
     if failed:
         raise BrokerError(f"These lessons failed: {', '.join(failed)}")
-    print(f"\nAll messages arrived: {', '.join(names)}.")
+    print(f"\nEach lesson printed what its page shows: {', '.join(names)}.")
 
 
 if __name__ == "__main__":
