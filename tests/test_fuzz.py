@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from script import ScriptProcess
 
-BATCH, BATCHES = 25, 20  # 500 messages for each consumer
+BATCH, BATCHES = 25, 10  # 250 messages for each consumer
 FUZZ = settings(
     max_examples=BATCHES,
     deadline=None,
@@ -193,7 +193,7 @@ def test_rpc_client_takes_the_first_answer_to_each_request(start, channel):
         "rpc_queue", durable=True, arguments={"x-queue-type": "quorum"}
     )
 
-    @settings(FUZZ, max_examples=15)
+    @settings(FUZZ, max_examples=8)
     @given(st.lists(REPLY, max_size=30))
     @example([{"body": b"1", "request": 0}, {"body": b"2", "request": 0}])
     @example([{"body": b"\x1b[2J", "request": 1}, {"body": b"1", "request": 1}])

@@ -62,9 +62,14 @@ def test_table_has_the_parameters_and_defaults_of_the_signature(page, call):
     assert all(all(row) for row in table)
 
 
+NODES = {
+    script: [*ast.walk(ast.parse((ROOT / script).read_text()))] for script in SCRIPTS
+}
+
+
 def uses(script: str, call: str, name: str) -> bool:
     """Return whether a script gives a call that keyword, or sets it as an attribute."""
-    for node in ast.walk(ast.parse((ROOT / script).read_text())):
+    for node in NODES[script]:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(call):
             if name in [keyword.arg for keyword in node.keywords]:
                 return True

@@ -351,7 +351,7 @@ def test_delayed_retry_of_the_broker_ends_at_the_delivery_limit(
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_no_email_is_lost_when_consumers_are_killed_at_random(start, broker, report):
-    emails = [f"Email {i}" + "." * (i % 5) for i in range(40)]
+    emails = [f"Email {i}" + "." * (i % 5) for i in range(25)]
     send(start, *emails)
     consumers, dead = [start(CONSUMER).wait_until_ready()], []  # declares the queues
     consumers[0].kill()

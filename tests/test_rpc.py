@@ -42,10 +42,10 @@ def test_all_requests_are_sent_before_the_first_answer_is_printed(start):
     assert answers(client) == sorted(f" [.] Got fib({n}) = {fib(n)}" for n in numbers)
 
 
-def test_ten_clients_each_get_their_own_answers(start):
+def test_clients_each_get_their_own_answers(start):
     for _ in range(2):
         start(SERVER).wait_until_ready()
-    clients = {n: start(CLIENT, str(n), str(n + 10)) for n in range(10)}
+    clients = {n: start(CLIENT, str(n), str(n + 10)) for n in range(4)}
     for n, client in clients.items():
         assert client.wait() == 0, client
         expected = [f" [.] Got fib({i}) = {fib(i)}" for i in (n, n + 10)]

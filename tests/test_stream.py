@@ -16,7 +16,7 @@ from script import ROOT, ScriptProcess
 
 PRODUCER, CONSUMER = "advanced/stream/producer.py", "advanced/stream/consumer.py"
 # For the test with three readers. 50,000 and 20 take some minutes.
-EVENTS, KILLS = 10_000, 5
+EVENTS, KILLS = 5_000, 5
 
 STREAM = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000_000}
 
