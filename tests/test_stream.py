@@ -180,27 +180,6 @@ def test_reader_starts_over_when_its_file_is_deleted(start, reader, tmp_path):
     assert events(reader("alice").wait_for("'b'")) == ["a", "b"]
 
 
-def test_reader_continues_after_kills(reader, channel):
-    bodies = [*(f"event {i}" for i in range(2000)), "end"]
-    publish(channel, bodies[:-1])
-    position = 0
-    for _ in range(5):
-        process = reader("alice").wait_for("Received", times=random.randint(1, 300))
-        process.kill()
-        position, _ = continue_at(bodies, position, process)
-    process = reader("alice").wait_for("'end'")
-    position, _ = continue_at(bodies, position, process)
-    assert position == len(bodies)
-
-
-def test_ctrl_c_in_a_flood_exits_silently(reader, channel):
-    publish(channel, (str(i) for i in range(5000)))
-    process = reader("alice").wait_for("Received", times=100)
-    assert process.stop(signal.SIGINT) == 0
-    assert process.errors == []
-    assert not process.count("'end'")
-
-
 def test_reader_skips_new_events_when_its_offset_is_beyond_the_end(
     start, reader, channel
 ):

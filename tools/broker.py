@@ -164,6 +164,10 @@ class Node(ABC):
         """Shut the node down as an administrator would. Keep its data."""
 
     @abstractmethod
+    def log(self) -> str:
+        """Return the node's log."""
+
+    @abstractmethod
     def ctl(self, *arguments: str) -> str:
         """Run https://www.rabbitmq.com/docs/man/rabbitmqctl.8 and return its output."""
 
@@ -175,7 +179,7 @@ class Node(ABC):
     @functools.cached_property
     def version(self) -> str:
         """RabbitMQ's version, such as "4.3.6"."""
-        return self.ctl("version").strip()
+        return re.findall(r"Starting RabbitMQ ([\d.]+)", self.log())[-1]
 
     def before(self, *numbers: int) -> bool:
         """Return whether it's older than a version, such as before(4, 3)."""
@@ -239,7 +243,6 @@ class DockerBroker(Node):
         return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
 
     def log(self) -> str:
-        """Return the node's log."""
         return self.compose("logs", "--no-log-prefix", "--no-color", self.service)
 
 
