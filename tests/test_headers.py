@@ -108,11 +108,6 @@ def test_datetime_matches_only_on_3_10(broker, channel, exchange, queue):
     assert copies(channel, queue) == int(broker.before(3, 11))
 
 
-def test_pika_refuses_float(channel, exchange):
-    with pytest.raises(pika.exceptions.UnsupportedAMQPFieldException):
-        publish(channel, exchange, {"temperature": 36.6})
-
-
 def test_exchange_is_durable(start, channel):
     start(CONSUMER).wait_until_ready()
     channel.exchange_declare("headers_logs", "headers", durable=True)
