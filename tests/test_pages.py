@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pika
 import pytest
 from conftest import message_count
-from demo import play
+from demo import run_terminals
 from lessons import LESSONS
-from pages import Block, Section, blocks, pattern, scenes, sections
+from pages import Block, Section, blocks, pattern, sections, terminal_groups
 from script import ROOT
 
 GLOBS = "*.md", "docs/*.md", "[a-z]*/README*.md", "advanced/*/README*.md"
@@ -52,9 +52,11 @@ def section(page: str, title: str) -> Section:
 
 
 @pytest.mark.usefixtures("start")  # deletes the queues
-@pytest.mark.parametrize("scene", scenes(ENGLISH), ids=lambda scene: scene[0].place)
-def test_console_block_prints_what_the_page_shows(scene, broker, capsys):
-    play(scene, broker.url)
+@pytest.mark.parametrize(
+    "terminals", terminal_groups(ENGLISH), ids=lambda t: t[0].place
+)
+def test_console_block_prints_what_the_page_shows(terminals, broker, capsys):
+    run_terminals(terminals, broker.url)
     output = capsys.readouterr().out
     assert "terminal 1 | $ python " in output
     assert "\x1b" not in output  # no colors outside a terminal

@@ -87,7 +87,7 @@ def tls(tmp_path):
         broker.remove()
 
 
-@pytest.mark.faults  # it needs a broker of its own
+@pytest.mark.faults  # it starts another broker
 def test_scripts_trust_only_the_certificates_authority_and_host(start, tls, tmp_path):
     trusted = {"url": tls, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
     producer = start("simple/producer.py", **trusted)

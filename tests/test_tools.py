@@ -13,7 +13,7 @@ import threading
 
 import pytest
 from broker import NativeBroker, free_port, run, wait_until
-from demo import play
+from demo import run_terminals
 from lessons import LESSONS
 from pages import Block
 from script import ROOT
@@ -32,7 +32,7 @@ def test_every_lesson_has_an_entry():
 def test_demo_fails_when_a_script_prints_something_else(broker):
     text = "$ python simple/producer.py\n [x] Sent '兔子' * 9"
     with pytest.raises(AssertionError, match="page:1 shows"):
-        play([Block("page", 1, "console", text, "", [], "")], broker.url)
+        run_terminals([Block("page", 1, "console", text, "", [], "")], broker.url)
 
 
 def test_demo_rejects_unknown_lesson(start):

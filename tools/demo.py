@@ -22,7 +22,7 @@ from functools import partial
 
 from broker import BrokerError, exit_on_error, temporary_broker
 from lessons import LESSONS
-from pages import Block, commands, pattern, scenes
+from pages import Block, commands, pattern, terminal_groups
 from script import READY, ScriptProcess
 
 COLORS = (36, 35, 33)  # cyan, magenta, yellow
@@ -69,7 +69,7 @@ def run(block: Block, start: Callable[[str], ScriptProcess]) -> Iterator[None]:
         assert status == 0, f"{block.place}: {process}"
 
 
-def play(scene: list[Block], url: str) -> None:
+def run_terminals(terminals: list[Block], url: str) -> None:
     """Run terminals side by side, in an empty folder, and print what they print.
 
     Raises AssertionError if a terminal prints something else than its page shows.
@@ -98,9 +98,9 @@ def play(scene: list[Block], url: str) -> None:
 
             return start
 
-        terminals = [run(block, starter(block)) for block in scene]
-        while terminals:
-            terminals = [t for t in terminals if next(t, "finished") != "finished"]
+        runs = [run(block, starter(block)) for block in terminals]
+        while runs:
+            runs = [r for r in runs if next(r, "finished") != "finished"]
 
 
 def main() -> None:
@@ -122,8 +122,8 @@ def main() -> None:
         for name in names:
             print(f"\n== {name} ==")
             try:
-                for scene in scenes([f"{name}/README.md"]):
-                    play(scene, broker.url)
+                for terminals in terminal_groups([f"{name}/README.md"]):
+                    run_terminals(terminals, broker.url)
             except AssertionError as error:
                 failed.append(name)
                 print(f"   failed: {error}")

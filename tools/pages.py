@@ -103,7 +103,7 @@ def blocks(pages: list[str], kind: str = "") -> list[Block]:
     return [block for block in found if block.info.startswith(kind)]
 
 
-def scenes(pages: list[str]) -> list[list[Block]]:
+def terminal_groups(pages: list[str]) -> list[list[Block]]:
     """Return the terminals to run. Those that run side by side are together."""
     found: list[list[Block]] = []
     for block in blocks(pages, "console"):
