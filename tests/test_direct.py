@@ -20,7 +20,9 @@ def test_message_goes_to_the_queues_bound_with_exactly_its_key(start, channel):
 
 
 def test_message_that_no_queue_is_bound_for_is_reported(start):
-    start("direct/consumer.py", "error").wait_until_ready()
+    consumer = start("direct/consumer.py", "error").wait_until_ready()
+    assert start("direct/producer.py", "error", "kept").wait() == 0
+    consumer.wait_for("Received error: 'kept'")
     producer = start("direct/producer.py", "errors", "lost")
     assert producer.wait() == 1, producer
     assert producer.output == []
