@@ -28,6 +28,8 @@ def broker() -> Iterator[Broker]:
     """A broker that only this test process uses, whatever AMQP_URL is."""
     with temporary_broker() as broker:
         yield broker
+        remaining = broker.ctl("list_queues", "--silent", "name").split()
+    assert not remaining, f"The tests left these queues behind: {remaining}"
 
 
 @pytest.fixture(scope="session")
