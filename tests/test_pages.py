@@ -244,7 +244,7 @@ def test_lesson_page_has_its_sections_and_shows_both_scripts(lesson):
     page = f"{lesson}/README.md"
     titles = [part.title for part in sections(page) if part.level == 2]
     assert titles in (LESSON_SECTIONS, [*LESSON_SECTIONS, "Versions"])
-    typed = "".join(block.text for block in blocks([page], "console"))
+    typed = "".join(b.text for group in terminal_groups([page]) for b in group)
     links = [link for block in blocks([page], "python") for link in block.links]
     for script in ("producer.py", "consumer.py"):
         assert f"$ python {lesson}/{script}" in typed
