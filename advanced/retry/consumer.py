@@ -2,12 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Retry: if an email fails, retry it after 1, 3 and 9 seconds. Others don't wait.
+"""Retry: if an email fails, try again after 1, 3 and 9 seconds. Others don't wait.
 
-    producer.py --> [queue "emails"] <--> consumer.py --> [queue "dead_emails"]
-                         ^                     | failed
-    after 1, 3 or 9 s    |                     v
-                         +---- [queue "emails_wait_1s", "_3s" or "_9s"]
+    producer.py --> [queue "emails"] --> consumer.py --> [queue "dead_emails"]
+                         ^                    | failed
+    after 1, 3 or 9 s    |                    v
+                         +---- [delay queue "emails_wait_1s", "_3s" or "_9s"]
 
     python advanced/retry/consumer.py
 
@@ -21,11 +21,15 @@ import pika
 
 AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
+NO_LIMIT = 1_000_000_000  # no message reaches it; -1 works only since RabbitMQ 4.0
 DELAYS = [1, 3, 9]  # seconds before the second, third and fourth attempt
 
 
 def send_email(email, attempt):
-    """Send one email. Here: one attempt fails for each dot."""
+    """Send one email. Here: one attempt fails for each dot.
+
+    Yours needs a time limit, such as smtplib.SMTP(host, timeout=30).
+    """
     if attempt <= email.count("."):
         raise ConnectionError("the mail server doesn't answer")
 
@@ -44,27 +48,26 @@ def dead_letters_to(queue):
 
 
 def main():
-    connection = connect()
+    connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
 
-    # Keep dead emails, however often you look at them. By default, RabbitMQ 4 deletes a
-    # message that's returned to its queue more than 20 times.
-    dead = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
+    # Keep dead emails, however often you look at them, as in advanced/dead_letter.
+    dead = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
     channel.queue_declare(queue="dead_emails", durable=True, arguments=dead)
 
-    # An email that crashes us must not crash us forever: when it's returned for the
-    # fourth time, it's a dead letter.
+    # If an email keeps crashing this consumer, dead-letter it the fourth time.
     emails = dead_letters_to("dead_emails") | {"x-delivery-limit": 3}
     channel.queue_declare(queue="emails", durable=True, arguments=emails)
 
-    # One wait queue for each delay. No script consumes from it: after x-message-ttl, an
-    # email there is a dead letter, and the broker moves it back to the queue emails.
+    # One delay queue for each delay. No script consumes from it: after x-message-ttl,
+    # an email there is a dead letter, and the broker moves it back to the queue emails.
     for delay in DELAYS:
         wait = dead_letters_to("emails") | {"x-message-ttl": delay * 1000}  # in ms
-        channel.queue_declare(f"emails_wait_{delay}s", durable=True, arguments=wait)
+        queue = f"emails_wait_{delay}s"
+        channel.queue_declare(queue=queue, durable=True, arguments=wait)
 
-    # Publisher confirms: basic_publish now returns only when the broker has stored the
-    # email on disk. With mandatory, it raises an exception if the queue doesn't exist.
+    # Publisher confirms: from now on, basic_publish returns when the broker has stored
+    # the message on disk, and raises an exception if it refuses or disconnects.
     channel.confirm_delivery()
 
     def on_message(channel, method, properties, body):
@@ -77,24 +80,36 @@ def main():
         print(f" [x] Received {email!r}, attempt {attempt}")
         try:
             send_email(email, attempt)
-        except OSError as error:  # an error that might pass, such as those of a network
+        except OSError as error:  # a temporary error, such as a network failure
             queue = "dead_emails"
             if attempt <= len(DELAYS):
                 queue = f"emails_wait_{DELAYS[attempt - 1]}s"
             print(f" [!] Failed {email!r}: {error}. Next: {queue}", file=sys.stderr)
 
-            # Keep the sender's headers, but not the broker's, such as x-death.
-            headers = {key: headers[key] for key in headers if key[:2] != "x-"}
+            # Keep the sender's headers, but neither the broker's (x-...) nor CC and
+            # BCC, which would send copies of the email to other queues again.
+            for name in list(headers):
+                if name.startswith("x-") or name in ("CC", "BCC"):
+                    del headers[name]
             properties.headers = headers | {"attempt": attempt + 1}
 
             # Publish first, and acknowledge after the confirm. If we crash in between,
             # the email exists twice, but it isn't lost.
-            channel.basic_publish("", queue, body, properties, mandatory=True)
+            try:
+                channel.basic_publish(
+                    exchange="",
+                    routing_key=queue,
+                    body=body,
+                    properties=properties,
+                    mandatory=True,  # raise an exception if the queue doesn't exist
+                )
+            except pika.exceptions.NackError:
+                sys.exit(f" [!] The broker refused the message. Is {queue} full?")
         else:
             print(f" [x] Done {email!r}")
         channel.basic_ack(delivery_tag=method.delivery_tag)
 
-    # Take one email at a time. If we crash, each that we hold counts as returned.
+    # Take one email at a time, because a crash counts against every email that we hold.
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue="emails", on_message_callback=on_message)
     print(" [*] Waiting for messages. To exit press CTRL+C")
@@ -102,19 +117,16 @@ def main():
     sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
 
-# The same in every consumer: connecting, Ctrl+C, and the broker's errors in one line.
+# Skip this on a first read: it's the same in every consumer.
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
     try:
         return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
         sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 

@@ -2,12 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Retry: send emails, of which some fail for a while, and one forever.
+"""Retry: send emails, some of which fail for a while, and one forever.
 
-    producer.py --> [queue "emails"] <--> consumer.py --> [queue "dead_emails"]
-                         ^                     | failed
-    after 1, 3 or 9 s    |                     v
-                         +---- [queue "emails_wait_1s", "_3s" or "_9s"]
+    producer.py --> [queue "emails"] --> consumer.py --> [queue "dead_emails"]
+                         ^                    | failed
+    after 1, 3 or 9 s    |                    v
+                         +---- [delay queue "emails_wait_1s", "_3s" or "_9s"]
 
     python advanced/retry/producer.py Hello Invoice..
 
@@ -31,11 +31,11 @@ def main():
     parser.add_argument("email", nargs="*", default=EMAILS, help=text)
     emails = parser.parse_args().email
 
-    connection = connect()
+    connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
 
     # Both scripts declare the queue with the same arguments. The consumer explains
-    # them, and declares the other queues.
+    # them. It also declares the other queues.
     arguments = {
         "x-queue-type": "quorum",
         "x-dead-letter-exchange": "",
@@ -46,29 +46,31 @@ def main():
     }
     channel.queue_declare(queue="emails", durable=True, arguments=arguments)
 
-    # Publisher confirms: basic_publish now returns only when the broker has stored the
-    # email on disk. With mandatory, it raises an exception if the queue doesn't exist.
+    # Publisher confirms: from now on, basic_publish returns when the broker has stored
+    # the message on disk, and raises an exception if it refuses or disconnects.
     channel.confirm_delivery()
+
     for email in emails:
-        body = email.encode(errors="surrogateescape")
-        channel.basic_publish("", routing_key="emails", body=body, mandatory=True)
+        channel.basic_publish(
+            exchange="",
+            routing_key="emails",
+            body=email.encode(),
+            mandatory=True,  # raise an exception if no queue gets the email
+        )
         print(f" [x] Sent {email!r}")
     connection.close()
 
 
-# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
+# Skip this on a first read: it's the same in every producer.
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
     try:
         return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
         sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 
@@ -79,5 +81,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except pika.exceptions.NackError:
+        hint = "Is the queue full, or are most of its nodes down?"
+        sys.exit(f" [!] The broker refused the message. {hint}")
     except pika.exceptions.AMQPError as error:
         sys.exit(f" [!] {error!r}")
