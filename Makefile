@@ -2,42 +2,41 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+# Three test processes, each with its own broker.
+PARALLEL := -n 3 --dist worksteal
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 demo: setup  ## run every lesson in this terminal, on a temporary broker; LESSON=topic runs one
-	@$(RUN) tools/demo.py $(LESSON)
+	@$(RUN) -m tools.demo $(LESSON)
 
 test: setup  ## test every claim, on temporary brokers; ARGS goes to pytest
-	@$(RUN) -m pytest -m "not faults" $(ARGS)
+	@$(RUN) -m pytest $(PARALLEL) -m "not faults" $(ARGS)
 
-faults: setup  ## kill, cut off and flood the scripts for some minutes, and count what's lost
-	@$(RUN) -m pytest -m faults --dist load $(ARGS)
+faults: setup  ## kill, cut off and flood the scripts for a few minutes, and count what's lost
+	@$(RUN) -m pytest $(PARALLEL) --dist load -m faults $(ARGS)
 
-bench: setup  ## measure the lessons beside other libraries; ARGS=--quick takes two minutes
+bench: setup  ## benchmark the lessons against other libraries; ARGS=--quick takes two minutes
 	@$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@$(RUN) benchmarks/run.py $(ARGS)
 
 broker: setup  ## run a broker on localhost:5672 until Ctrl+C
-	@$(RUN) tools/broker.py run
-
-picture: setup  ## draw the README's pictures from a real run
-	@$(RUN) tools/picture.py
+	@$(RUN) -m tools.broker run
 
 lint: .venv/ready  ## check style, formatting and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-lock: .venv/ready  ## renew the locked versions in requirements.txt of tests and benchmarks
+lock: .venv/ready  ## update the locked versions in requirements.txt of tests and benchmarks
 	@for file in */requirements.in; do UV_PYTHON_DOWNLOADS=never $(RUN) -m uv pip compile \
 	  --quiet --upgrade --universal --python-version 3.10 \
 	  --custom-compile-command "make lock" $$file -o $${file%.in}.txt || exit; done
 
 # Once, before anything runs in parallel: a broker, and the packages for tools and tests.
 setup: .venv/ready
-	@$(RUN) tools/broker.py install
+	@$(RUN) -m tools.broker install
 
 .venv/ready: requirements.txt tests/requirements.txt
 	@$(PYTHON) -m venv .venv
@@ -45,4 +44,4 @@ setup: .venv/ready
 	@$(RUN) -m pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo test faults bench broker picture lint lock setup
+.PHONY: help demo test faults bench broker lint lock setup

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import pika
+import psutil
 import pytest
-from broker import Broker, temporary_broker, wait_until
-from lessons import LESSONS
 from pika.adapters.blocking_connection import BlockingChannel
-from script import ROOT, ScriptProcess
+
+from tests.helpers import QUORUM, connect, starting
+from tools.broker import Broker, temporary_broker
+from tools.common import ToolError, wait_until
+from tools.script import ScriptProcess
 
 
 def pytest_configure() -> None:
@@ -24,24 +26,44 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    """A broker that only this test process uses, whatever AMQP_URL is."""
+def session_broker() -> Iterator[Broker]:
     with temporary_broker() as broker:
         yield broker
-        remaining = broker.ctl("list_queues", "--silent", "name").split()
-    assert not remaining, f"The tests left these queues behind: {remaining}"
+
+
+@pytest.fixture
+def broker(session_broker: Broker) -> Iterator[Broker]:
+    """A broker that only this test process uses, whatever AMQP_URL is.
+
+    Fails the test if it leaves a queue behind.
+    """
+    yield session_broker
+    # The broker deletes a private queue a moment after its connection has closed.
+    with contextlib.suppress(ToolError):
+        wait_until(lambda: not session_broker.queues(), "no queue", 10)
+    queues = session_broker.queues()
+    assert not queues, f"This test left queues behind: {queues}"
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fails a test that leaves a script running."""
+    yield
+    children = [child for child in psutil.Process().children() if child.is_running()]
+    scripts = [child for child in children if sys.executable in child.cmdline()]
+    assert not scripts, f"This test left processes behind: {scripts}"
 
 
 @pytest.fixture(scope="session")
-def user(broker: Broker) -> Callable[[str], str]:
+def user(session_broker: Broker) -> Callable[[str], str]:
     """user("^hello$") returns the URL of a user who can write only there."""
 
     @functools.cache
     def url(write: str) -> str:
         name = f"user-{uuid.uuid4().hex}"
-        broker.ctl("add_user", name, "secret")
-        broker.ctl("set_permissions", name, ".*", write, ".*")
-        return broker.url.replace("guest:guest", f"{name}:secret")
+        session_broker.ctl("add_user", name, "secret")
+        session_broker.ctl("set_permissions", name, ".*", write, ".*")
+        return session_broker.url.replace("guest:guest", f"{name}:secret")
 
     return url
 
@@ -49,33 +71,39 @@ def user(broker: Broker) -> Callable[[str], str]:
 @pytest.fixture
 def channel(broker: Broker) -> Iterator[BlockingChannel]:
     """A channel for the test itself, to look into queues or to act as a client."""
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+    with connect(broker) as connection:
         yield connection.channel()
 
 
-@contextlib.contextmanager
-def starting(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
-    """Yield a function that starts scripts. Afterwards kill them and delete queues."""
-    processes: list[ScriptProcess] = []
+@pytest.fixture
+def queue(channel: BlockingChannel) -> str:
+    """The name of a private queue."""
+    return channel.queue_declare("", exclusive=True).method.queue
 
-    def start(script: str, *arguments: str | bytes, **options) -> ScriptProcess:
-        process = ScriptProcess(script, *arguments, **{"url": broker.url} | options)
-        processes.append(process)
-        return process
 
-    try:
-        yield start
-    finally:
-        for process in processes:
-            process.kill()
-            print(process)  # if the test fails, pytest shows it
-        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-            channel = connection.channel()
-            for lesson in LESSONS.values():
-                for queue in lesson.queues:
-                    channel.queue_delete(queue)
-                for exchange in lesson.exchanges:
-                    channel.exchange_delete(exchange)
+@pytest.fixture
+def declare(broker: Broker) -> Iterator[Callable[..., str]]:
+    """declare({"x-max-length": 1}) returns the name of a new, durable queue.
+
+    Unless the arguments name another type, it's a quorum queue. No two tests use the
+    same name, because a dead letter can still be on its way when a test ends.
+    """
+    names = []
+
+    with connect(broker) as connection:
+
+        def declare(arguments: dict[str, object] | None = None) -> str:
+            names.append(f"test-{uuid.uuid4()}")
+            arguments = QUORUM | (arguments or {})
+            connection.channel().queue_declare(
+                names[-1], durable=True, arguments=arguments
+            )
+            return names[-1]
+
+        yield declare
+    with connect(broker) as connection:
+        for name in names:
+            connection.channel().queue_delete(name)
 
 
 @pytest.fixture
@@ -98,63 +126,3 @@ def pytest_terminal_summary(terminalreporter) -> None:
                 if name == "report" and test.when == "call":
                     test_name = test.nodeid.split("::")[-1]
                     terminalreporter.write_line(f"{test_name}: {line}")
-
-
-def edited(folder: Path, script: str, line: str, *lines: str) -> str:
-    """Return the path of a copy of a script with other lines in place of a line."""
-    text = (ROOT / script).read_text()
-    (found,) = [other for other in text.splitlines() if other.strip() == line]
-    indent = found.removesuffix(line)
-    copy = folder / script.replace("/", "-")
-    copy.write_text(text.replace(found, "\n".join(indent + new for new in lines)))
-    return str(copy)
-
-
-def received(process: ScriptProcess) -> list[str]:
-    """Return the messages in a consumer's "[x] Received" lines, as it printed them."""
-    marker = " [x] Received "
-    return [line.split(marker, 1)[1] for line in process.output if marker in line]
-
-
-def done(*processes: ScriptProcess) -> list[str]:
-    """Return the tasks in their "[x] Done" lines, as they printed them."""
-    lines = [line for process in processes for line in process.output]
-    return [line.split(" [x] Done ")[1] for line in lines if " [x] Done " in line]
-
-
-def message_count(channel: BlockingChannel, queue: str) -> int:
-    """Return how many messages in the queue aren't at a consumer.
-
-    Raises pika.exceptions.ChannelClosedByBroker if the queue doesn't exist.
-    """
-    return channel.queue_declare(queue, passive=True).method.message_count
-
-
-def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> None:
-    """Wait up to 20 s, because the broker requeues and confirms after a moment.
-
-    Raises BrokerError after that.
-    """
-    description = f"{count} messages in {queue}"
-    wait_until(lambda: message_count(channel, queue) == count, description, 20)
-
-
-def get(channel: BlockingChannel, queue: str) -> tuple:
-    """Wait for a message in the queue, and take it. Return (method, properties, body).
-
-    Raises BrokerError after 30 s.
-    """
-    found = []
-
-    def arrived() -> bool:
-        found.append(channel.basic_get(queue))
-        return found[-1][0] is not None
-
-    wait_until(arrived, f"a message in {queue}", 30)
-    return found[-1]
-
-
-def crash_with_message(broker: Broker, queue: str) -> tuple:
-    """Take a message from the queue, and disconnect without an acknowledgement."""
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        return get(connection.channel(), queue)

@@ -4,6 +4,7 @@ In a ```console block, lines that begin with $ are typed, and the others are pri
 these, … stands for anything, and alone on a line for any number of lines. A line ^C
 shows where the reader presses Ctrl+C. Blocks ```console terminal-1, terminal-2 … that
 follow each other run side by side.
+Port 8000 stands for any free port.
 A comment above a block that we can't run says why: <!-- not run: the reason -->.
 """
 
@@ -16,7 +17,8 @@ from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from script import ROOT
+
+from tools.common import ROOT
 
 
 @dataclass
@@ -115,10 +117,10 @@ def terminal_groups(pages: list[str]) -> list[list[Block]]:
     return found
 
 
-def commands(block: Block) -> list[tuple[str, list[str]]]:
-    """Return the typed commands, each with the lines that it's shown to print."""
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """Return a console's typed commands, each with the lines that it's shown to print."""
     found: list[tuple[str, list[str]]] = []
-    for line in block.text.splitlines():
+    for line in text.splitlines():
         if line.startswith("$ "):
             found.append((line[2:], []))
         elif line != "^C":  # we stop every consumer after its last line
@@ -127,5 +129,5 @@ def commands(block: Block) -> list[tuple[str, list[str]]]:
 
 
 def pattern(text: str) -> str:
-    """Return a regular expression for a text in which … stands for anything."""
+    """Return a regular expression for a string in which … stands for anything."""
     return ".*".join(map(re.escape, text.split("…")))

@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-ROOT = Path(__file__).resolve().parent.parent
-READY = ("[*] Waiting", "[x] Awaiting")  # a consumer prints one once it's consuming
+from tools.common import ROOT, ToolError, wait_until
+
+# A script that waits for messages, or for requests, prints one of these once it does.
+READY = (" [*] ", " [x] Awaiting")
 
 
 class ScriptProcess:
@@ -21,8 +24,6 @@ class ScriptProcess:
     `on_line`, if given, is called with each line of either, in another thread.
     Other keyword arguments become environment variables. Timeouts are in seconds.
     """
-
-    _changed = threading.Condition()  # shared, so that wait_until can watch several
 
     def __init__(
         self,
@@ -37,7 +38,6 @@ class ScriptProcess:
         self.output: list[str] = []
         self.errors: list[str] = []
         self._on_line = on_line
-        self._open_streams = 2
         env = os.environ | environment
         env.pop("PYTHONUNBUFFERED", None)  # a lesson prints line by line without it
         if url is not None:
@@ -58,18 +58,13 @@ class ScriptProcess:
         for reader in self._readers:
             reader.start()
 
-    def _read(self, stream, lines: list[str]) -> None:
+    def _read(self, stream: IO[bytes], lines: list[str]) -> None:
         with stream:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 if self._on_line:
                     self._on_line(line)
-                with self._changed:
-                    lines.append(line)
-                    self._changed.notify_all()
-        with self._changed:
-            self._open_streams -= 1
-            self._changed.notify_all()
+                lines.append(line)
 
     def __repr__(self) -> str:
         lines = "\n".join(f"    {line[:300]}" for line in [*self.output, *self.errors])
@@ -78,19 +73,7 @@ class ScriptProcess:
     @property
     def running(self) -> bool:
         """Whether it might still print something."""
-        return self._open_streams > 0
-
-    @classmethod
-    def wait_until(
-        cls, condition: Callable[[], bool], description: object, timeout: float = 30
-    ) -> None:
-        """Wait until condition() is true. Check it whenever a script prints or exits.
-
-        Raises AssertionError, with the description, after the timeout.
-        """
-        with cls._changed:
-            if not cls._changed.wait_for(condition, timeout):
-                raise AssertionError(f"Not within {timeout} s: {description}")
+        return any(reader.is_alive() for reader in self._readers)
 
     def count(self, *texts: str) -> int:
         """Return how many lines contain one of the texts."""
@@ -102,33 +85,34 @@ class ScriptProcess:
     ) -> ScriptProcess:
         """Wait until that many lines contain one of the texts. Return self.
 
-        Raises AssertionError after the timeout, or if the script exits before.
+        Raises ToolError after the timeout, or if the script exits before.
         """
 
         def finished() -> bool:
-            return self.count(*texts) >= times or not self.running
+            exited = not self.running  # look at this first: it might print, then exit
+            return self.count(*texts) >= times or exited
 
         try:
-            self.wait_until(finished, texts, timeout)
-        except AssertionError as error:
-            raise AssertionError(f"{error} x {times}\n{self}") from None
+            wait_until(finished, f"{texts} x {times}", timeout)
+        except ToolError as error:
+            raise ToolError(f"{error}\n{self}") from None
         if self.count(*texts) < times:
-            raise AssertionError(f"Exited without {texts} x {times}\n{self}")
+            raise ToolError(f"Exited without {texts} x {times}\n{self}")
         return self
 
     def wait_until_ready(self) -> ScriptProcess:
-        """Wait until this consumer is consuming. Return self."""
+        """Wait until it prints that it's ready. Return self. See wait_for()."""
         return self.wait_for(*READY)
 
     def wait(self, timeout: float = 30) -> int:
         """Wait until it has exited and we have read all its output. Return its status.
 
-        Raises AssertionError after the timeout.
+        Raises ToolError after the timeout.
         """
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"Not within {timeout} s: exit\n{self}") from None
+            raise ToolError(f"Timed out after {timeout} s: exit\n{self}") from None
         for reader in self._readers:
             reader.join(timeout)
         return status

@@ -1,0 +1,134 @@
+"""What tests of several lessons need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tools.broker import Broker
+from tools.common import ROOT, wait_until
+from tools.lessons import LESSONS
+from tools.pages import sections
+from tools.script import ScriptProcess
+
+QUORUM = {"x-queue-type": "quorum"}
+
+# In seconds. If the broker is killed when a queue is younger, confirmed messages can get
+# lost: docs/reliability.md, "The first second of a quorum queue".
+SETTLED = 3
+
+
+def connect(broker: Broker) -> pika.BlockingConnection:
+    """Return a connection to a broker. It's also a context manager."""
+    return pika.BlockingConnection(pika.URLParameters(broker.url))
+
+
+@contextlib.contextmanager
+def starting(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
+    """Yield a function that starts scripts. Afterwards kill them and delete queues."""
+    processes: list[ScriptProcess] = []
+
+    def start(script: str, *arguments: str | bytes, **options: Any) -> ScriptProcess:
+        process = ScriptProcess(script, *arguments, **{"url": broker.url} | options)
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.kill()
+            print(process)  # if the test fails, pytest shows it
+        with connect(broker) as connection:
+            channel = connection.channel()
+            for lesson in LESSONS.values():
+                for queue in lesson.queues:
+                    channel.queue_delete(queue)
+                for exchange in lesson.exchanges:
+                    channel.exchange_delete(exchange)
+
+
+def edited(folder: Path, script: str, lines: dict[str, str]) -> str:
+    """Return the path of a copy of a script with other lines in place of some.
+
+    `lines` has the new lines by the old line, without indentation. An old line must be
+    there once. New lines get its indentation, and "" deletes it.
+    """
+    source = (ROOT / script).read_text().splitlines()
+    stripped = [line.strip() for line in source]
+    for old, new in lines.items():
+        assert stripped.count(old) == 1, f"{script} has not one line {old!r}"
+        i = stripped.index(old)
+        indent = source[i].removesuffix(old)
+        source[i] = "\n".join(indent + line for line in new.splitlines())
+    copy = folder / script.replace("/", "-")
+    copy.write_text("\n".join([*source, ""]))
+    return str(copy)
+
+
+def documented(message: str) -> str:
+    """Return the message. Assert that docs/troubleshooting.md has a row for it."""
+    page = sections("docs/troubleshooting.md")
+    (table,) = next(part for part in page if part.title == "By message").tables
+    assert f"`{message}`" in "".join(row[0] for row in table), message
+    return message
+
+
+def received(process: ScriptProcess) -> list[str]:
+    """Return the messages in a consumer's "[x] Received" lines, as it printed them."""
+    marker = " [x] Received "
+    return [line.split(marker, 1)[1] for line in process.output if marker in line]
+
+
+def done(*processes: ScriptProcess) -> list[str]:
+    """Return the tasks in their "[x] Done" lines, as they printed them."""
+    lines = [line for process in processes for line in process.output]
+    return [line.split(" [x] Done ")[1] for line in lines if " [x] Done " in line]
+
+
+def message_count(channel: BlockingChannel, queue: str) -> int:
+    """Return how many messages in the queue aren't at a consumer.
+
+    Raises pika.exceptions.ChannelClosedByBroker if the queue doesn't exist.
+    """
+    return channel.queue_declare(queue, passive=True).method.message_count
+
+
+def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> None:
+    """Wait up to 20 s, because the broker requeues and confirms after a moment.
+
+    Raises ToolError after that.
+    """
+    description = f"{count} messages in {queue}"
+    wait_until(lambda: message_count(channel, queue) == count, description, 20)
+
+
+def get(channel: BlockingChannel, queue: str) -> tuple:
+    """Wait for a message in the queue, and take it. Return (method, properties, body).
+
+    Raises ToolError after 30 s.
+    """
+    found = []
+
+    def arrived() -> bool:
+        found.append(channel.basic_get(queue))
+        return found[-1][0] is not None
+
+    wait_until(arrived, f"a message in {queue}")
+    return found[-1]
+
+
+def crash_with_message(broker: Broker, queue: str) -> tuple:
+    """Take a message from the queue, and disconnect without an acknowledgement."""
+    with connect(broker) as connection:
+        return get(connection.channel(), queue)
+
+
+def lose_connection(connection: pika.BlockingConnection) -> None:
+    """Break a connection: all that the broker sees of a client's SIGKILL."""
+    connection._impl._transport._sock.shutdown(2)  # no more reads, no more writes

@@ -1,0 +1,1 @@
+"""Start brokers and lessons: what `make`, the tests and the benchmarks use."""

@@ -1,0 +1,108 @@
+"""Start a RabbitMQ broker: in Docker, or as a node of this machine's rabbitmq-server.
+
+It uses Docker if an engine answers, and rabbitmq-server otherwise. BROKER=docker or
+BROKER=native chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.broker.base import FOLDER, Broker, free_port, temporary_name
+from tools.broker.debian import unpack
+from tools.broker.docker import DockerBroker, docker_problem, pull
+from tools.broker.native import NativeBroker, native_programs
+from tools.common import ToolError, ignore_signals
+
+__all__ = ["Broker", "broker_on", "install", "temporary_broker", "temporary_cluster"]
+
+
+def install() -> None:
+    """Get what temporary_broker() needs, unless it's here. Raises ToolError."""
+    if uses_docker():
+        pull()
+    elif not native_programs():
+        if not shutil.which("apt-get"):
+            raise ToolError(
+                "RabbitMQ isn't installed. Install it, for example with: brew install "
+                "rabbitmq. Or use Docker."
+            )
+        unpack()
+
+
+def uses_docker() -> bool:
+    """Return whether brokers run in Docker.
+
+    Raises ToolError if BROKER is wrong, or if Docker fails and there's nothing else.
+    """
+    choice = os.environ.get("BROKER") or "any"
+    if choice not in ("any", "docker", "native"):
+        raise ToolError(f"BROKER must be docker or native, not {choice!r}")
+    if choice == "native":
+        return False
+    if docker_problem() and (
+        choice == "docker" or (shutil.which("docker") and not native_programs())
+    ):
+        raise ToolError(
+            f"{docker_problem()}. To use a broker without Docker, type: "
+            "export BROKER=native"
+        )
+    return not docker_problem()
+
+
+def broker_on(port: int, ui_port: int) -> Broker:
+    """Return a broker for these ports that keeps its data. Raises ToolError."""
+    if uses_docker():
+        # The port is in the project's name, because a project has only one broker.
+        ports = {"AMQP_PORT": port, "UI_PORT": ui_port}
+        return DockerBroker(f"rabbitmq-by-example-{port}", ports)
+    return NativeBroker(port, FOLDER / f"data-{port}", ui_port)
+
+
+@contextlib.contextmanager
+def temporary_broker() -> Iterator[Broker]:
+    """Start a broker on a free port. Remove it and its data afterwards.
+
+    Raises ToolError if it doesn't start.
+    """
+    broker: Broker
+    name = temporary_name()
+    port, ui_port = free_port(), free_port()
+    if uses_docker():
+        broker = DockerBroker(name, {"AMQP_PORT": port, "UI_PORT": ui_port})
+    else:
+        broker = NativeBroker(port, Path(tempfile.gettempdir(), name), ui_port)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        with ignore_signals():
+            broker.remove()
+
+
+@contextlib.contextmanager
+def temporary_cluster() -> Iterator[list[DockerBroker]]:
+    """Start the three nodes of docker-compose.yml. Remove them afterwards.
+
+    Raises ToolError if they don't start, or if we can't use Docker.
+    """
+    if not uses_docker():
+        raise ToolError("Three nodes require Docker. Set BROKER=docker to see why not.")
+    amqp = {n: f"AMQP_PORT_{n}" for n in (1, 2, 3)}
+    ports = {variable: free_port() for variable in [*amqp.values(), "UI_PORT_1"]}
+    name = temporary_name()
+    nodes = [DockerBroker(name, ports, f"rabbit-{n}", amqp[n]) for n in amqp]
+    try:
+        # All together, because each waits for the others. Then each until it answers.
+        nodes[0].compose("up", "-d", *(node.service for node in nodes))
+        for node in nodes:
+            node.start()
+        yield nodes
+    finally:
+        with ignore_signals():
+            nodes[0].remove()

@@ -1,0 +1,102 @@
+"""A broker in Docker: a service of docker-compose.yml."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+
+from tools.broker.base import Broker
+from tools.common import ROOT, ToolError, run, wait_until
+
+COMPOSE_FILE = str(ROOT / "docker-compose.yml")
+
+
+class DockerBroker(Broker):
+    """A service of docker-compose.yml, in a Compose project of its own."""
+
+    kind = "in Docker"
+
+    def __init__(
+        self,
+        project: str,
+        ports: dict[str, int],
+        service: str = "rabbitmq",
+        port_variable: str = "AMQP_PORT",
+    ) -> None:
+        """`ports` are values for the file's variables. One of them is our AMQP port."""
+        super().__init__(ports[port_variable], ports.get("UI_PORT"))
+        self.service = service
+        self.environment = os.environ | {
+            name: str(port) for name, port in ports.items()
+        }
+        self._command = ["docker", "compose", "-f", COMPOSE_FILE, "-p", project]
+        if service != "rabbitmq":
+            self._command += ["--profile", "cluster"]
+
+    def compose(self, *arguments: str) -> str:
+        """Run `docker compose` for this project and return its output."""
+        return run(*self._command, *arguments, env=self.environment)
+
+    def launch(self) -> None:
+        self.compose("up", "-d", "--wait", self.service)
+
+    def is_ours(self, properties: dict[str, str]) -> bool:
+        return bool(properties)  # `up` fails if another program has the port
+
+    def stop(self) -> None:
+        self.compose("stop", self.service)
+
+    def kill(self) -> None:
+        self.compose("kill", self.service)
+
+    def freeze(self) -> None:
+        def paused() -> bool:
+            # On Linux with cgroup v1, runc gives up on a busy container after a moment.
+            with contextlib.suppress(ToolError):
+                self.compose("pause", self.service)
+                return True
+            return False
+
+        wait_until(paused, "docker compose pause", 20)
+
+    def thaw(self) -> None:
+        self.compose("unpause", self.service)
+
+    def remove(self) -> None:
+        """Stop all nodes of the project and delete their data."""
+        self.compose("down", "-v", "-t", "0")
+
+    def ctl(self, *arguments: str) -> str:
+        return self.compose("exec", "-T", self.service, "rabbitmqctl", "-q", *arguments)
+
+
+def pull() -> None:
+    """Pull the image of docker-compose.yml, unless it's here. Raises ToolError."""
+    image = run("docker", "compose", "-f", COMPOSE_FILE, "config", "--images")
+    image = image.split()[0]
+    if not run("docker", "image", "ls", "-q", image):
+        print(f"Pulling {image}, once.", flush=True)
+        run("docker", "pull", "-q", image, timeout=1800)
+
+
+@functools.cache
+def docker_problem() -> str:
+    """Return why we can't use Docker and what to do about it, or "" if we can."""
+    if not shutil.which("docker"):
+        return "There's no docker command. Install Docker"
+    try:
+        run("docker", "version", timeout=30)
+    except ToolError as error:
+        reason = str(error).splitlines()[0]
+        return f"Docker doesn't work ({reason}). Start it, or get permission to use it"
+    install = "Install it (https://docs.docker.com/compose/install/)"
+    try:
+        version = run("docker", "compose", "version", "--short", timeout=30).strip()
+    except ToolError:
+        return f"Docker has no Compose plugin. {install}"
+    if not re.match(r"v?([2-9]|\d\d)\.", version):
+        return f"Docker Compose is {version}, but 2 or later is required. {install}"
+    return ""

@@ -1,0 +1,92 @@
+"""What all tools share: errors in one line, waiting, and running a command."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class ToolError(Exception):
+    """What we can't do. The message is why, and what to do next."""
+
+
+def wait_until(
+    condition: Callable[[], object],
+    description: object,
+    timeout: float = 30,
+    interval: float = 0.02,
+) -> None:
+    """Check the condition once per interval until it's true. Times are in seconds.
+
+    Raises ToolError, with the description as it is then, after the timeout.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ToolError(f"Timed out after {timeout} s: {description}")
+        time.sleep(interval)
+
+
+def run(*command: str, env: dict[str, str] | None = None, timeout: float = 300) -> str:
+    """Run a command and return its standard output. The timeout is in seconds.
+
+    Raises ToolError, with the command's error output, if it fails or times out.
+    """
+    with subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # the user's Ctrl+C must not interrupt a clean-up
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException as error:
+            process.terminate()  # and wait until it has exited: it might clean up
+            if isinstance(error, subprocess.TimeoutExpired):
+                text = f"Timed out after {timeout} s: {' '.join(command)}"
+                raise ToolError(text) from None
+            raise
+    if process.returncode:
+        # Indented lines are Docker Compose's progress.
+        lines = [line for line in errors.splitlines() if not line.startswith(" ")]
+        reason = "\n".join(lines) or f"exit status {process.returncode}"
+        raise ToolError(f"{' '.join(command)}: {reason}")
+    return output
+
+
+@contextlib.contextmanager
+def ignore_signals() -> Iterator[None]:
+    """Let nothing that a user can send from a terminal interrupt a clean-up."""
+    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def exit_on_error(main: Callable[[], None]) -> None:
+    """Call main(). Clean up after a signal. Print what a user can cure in one line."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for signum in SIGNALS:
+        signal.signal(signum, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ToolError as error:
+        sys.exit(f" [!] {error}")
+    except PermissionError as error:
+        sys.exit(f" [!] {error}. Does it belong to another user? Delete it, or log in.")
