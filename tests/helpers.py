@@ -18,8 +18,8 @@ from tools.script import ScriptProcess
 
 QUORUM = {"x-queue-type": "quorum"}
 
-# In seconds. If the broker is killed when a queue is younger, confirmed messages can get
-# lost: docs/reliability.md, "The first second of a quorum queue".
+# In seconds. If the broker is killed when a queue is younger, confirmed messages can
+# get lost: docs/reliability.md, "The first second of a quorum queue".
 SETTLED = 3
 
 

@@ -77,7 +77,7 @@ class Command:
         return True
 
     def check(self) -> None:
-        """Raise ToolError if it failed, or printed something else than the page shows."""
+        """Raise ToolError if it failed, or printed something else than its page."""
         status = self.process.wait()
         if not self.matches():
             shown = "\n".join(self.shown)

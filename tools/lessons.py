@@ -1,4 +1,7 @@
-"""What the tools and the tests know about the lessons: each has one entry here."""
+"""What the tools and the tests know about the lessons: each has one entry here.
+
+The entries are in the order in which people read the lessons.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ LESSONS = {
     "direct": Lesson(("direct_logs", "info"), exchanges=["direct_logs"]),
     "topic": Lesson(("topic_logs", "kern.info"), exchanges=["topic_logs"]),
     "rpc": Lesson(("", "rpc_queue"), queues=["rpc_queue"]),
+    "advanced/long_tasks": Lesson(("", "videos"), queues=["videos"]),
+    "advanced/reconnect": Lesson(("", "jobs"), queues=["jobs"]),
     "advanced/confirms": Lesson(("", "confirms"), queues=["confirms"]),
     "advanced/dead_letter": Lesson(
         ("", "orders"), queues=["orders", "dead_orders"], exchanges=["dead_letters"]
@@ -46,8 +51,12 @@ LESSONS = {
         ],
     ),
     "advanced/idempotent": Lesson(("", "purchases"), queues=["purchases"]),
+    "advanced/ordered": Lesson(
+        ("", "shipments_0"), queues=["shipments_0", "shipments_1"]
+    ),
     "advanced/headers": Lesson(("headers_logs", ""), exchanges=["headers_logs"]),
     "advanced/stream": Lesson(("", "events"), queues=["events"]),
+    "advanced/web": Lesson(("", "signups"), queues=["signups"]),
 }
 
 PRODUCERS = [f"{lesson}/producer.py" for lesson in LESSONS]

@@ -44,7 +44,7 @@ class Block:
 class Section:
     page: str
     line: int
-    level: int
+    level: int  # of its heading, or 0 for a <details> element
     title: str
     blocks: list[Block] = field(default_factory=list)
     tables: list[list[list[str]]] = field(default_factory=list)  # rows of cells
@@ -76,6 +76,8 @@ def sections(page: str) -> list[Section]:
             found[-1].blocks.append(
                 Block(page, line, token.info, token.content, *about)
             )
+        elif token.type == "html_block" and "<details>" in token.content:
+            found.append(Section(page, line, 0, "details"))
         elif token.type == "table_open":
             found[-1].tables.append([])
         elif token.type == "tr_open":
@@ -118,7 +120,7 @@ def terminal_groups(pages: list[str]) -> list[list[Block]]:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Return a console's typed commands, each with the lines that it's shown to print."""
+    """Return the typed commands in a console, each with the lines that it prints."""
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("$ "):
