@@ -86,10 +86,10 @@ def main():
                 queue = f"emails_wait_{DELAYS[attempt - 1]}s"
             print(f" [!] Failed {email!r}: {error}. Next: {queue}", file=sys.stderr)
 
-            # Keep the sender's headers, but neither the broker's (x-...) nor CC and
-            # BCC, which would send copies of the email to other queues again.
+            # Keep the sender's headers, but neither the broker's (x-...) nor CC, which
+            # would send a copy of the email to other queues again.
             for name in list(headers):
-                if name.startswith("x-") or name in ("CC", "BCC"):
+                if name.startswith("x-") or name == "CC":
                     del headers[name]
             properties.headers = headers | {"attempt": attempt + 1}
 
