@@ -23,9 +23,16 @@ AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def header(text):
-    """Turn 'level=5' into ('level', 5). In quotes, 5 stays text. No value is None."""
-    key, _, value = text.partition("=")
-    return key, int(value) if value.isdecimal() else value.strip('"') or None
+    """Turn level=5 into the name "level" and the number 5.
+
+    level="5" stays a string; level without a value becomes None.
+    """
+    name, _, value = text.partition("=")
+    if not value:
+        return name, None
+    if value.isdecimal():
+        return name, int(value)
+    return name, value.strip('"')
 
 
 def main():
@@ -33,9 +40,9 @@ def main():
     parser.add_argument("message", nargs="?", default="Hello World!", help="any text")
     parser.add_argument("header", nargs="*", type=header, help="such as level=5")
     arguments = parser.parse_args()
-    headers = dict(arguments.header)
+    message, headers = arguments.message, dict(arguments.header)
 
-    connection = connect()
+    connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
 
     # A headers exchange ignores the routing key. It compares a message's headers with
@@ -46,37 +53,36 @@ def main():
         durable=True,  # it survives a broker restart
     )
 
-    # Publisher confirms: basic_publish now waits for the broker's answer. With
-    # mandatory, it raises UnroutableError if no binding matches.
+    # Publisher confirms: from now on, basic_publish waits until the broker has put the
+    # message into the queues. It raises an exception if the broker refuses.
     channel.confirm_delivery()
     try:
         channel.basic_publish(
             exchange="headers_logs",
             routing_key="",
-            body=arguments.message.encode(errors="surrogateescape"),
-            # The type counts: for the broker, the number 5 and the text "5" differ.
+            body=message.encode(),
+            # The type counts: for the broker, the number 5 and the string "5" differ.
             properties=pika.BasicProperties(headers=headers),
+            # Raise UnroutableError if no binding matches. Otherwise the broker drops
+            # the message and still confirms it.
             mandatory=True,
         )
     except pika.exceptions.UnroutableError:
         sys.exit(f" [!] Not delivered: no binding matches {headers}. Start a consumer.")
     connection.close()
-    print(f" [x] Sent {arguments.message!r} {headers}")
+    print(f" [x] Sent {message!r} {headers}")
 
 
-# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
+# Skip this on a first read: it's the same in every producer.
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
     try:
         return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
         sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 
@@ -87,5 +93,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except pika.exceptions.NackError:
+        hint = "Is the queue full, or are most of its nodes down?"
+        sys.exit(f" [!] The broker refused the message. {hint}")
     except pika.exceptions.AMQPError as error:
         sys.exit(f" [!] {error!r}")
