@@ -16,19 +16,28 @@ import sys
 
 import pika
 
-AMQP_URL = os.environ.get("AMQP_URL")
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
-    # Where the broker is, and who we are. If you set AMQP_URL, it wins.
+    # Where the broker is, and who we are: the parts of AMQP_URL.
+    url = read_url()
     parameters = pika.ConnectionParameters(
-        host="localhost",
-        port=5672,
-        credentials=pika.PlainCredentials(username="guest", password="guest"),
+        host=url.host,  # "localhost", unless you set AMQP_URL
+        port=url.port,  # 5672
+        credentials=url.credentials,  # pika.PlainCredentials("guest", "guest")
+        virtual_host=url.virtual_host,  # "/"
+        ssl_options=url.ssl_options,  # None, or TLS for amqps://
     )
 
-    # Connect and log in. We don't close it: it closes when this process exits.
-    connection = connect(parameters)
+    # Connect and log in. The connection closes when this script exits.
+    try:
+        connection = pika.BlockingConnection(parameters)
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+    # Nearly everything we do with the broker goes through a channel.
     channel = connection.channel()
 
     # Both scripts declare the queue with the same arguments, so that you can start
@@ -41,7 +50,7 @@ def main():
         print(f" [x] Received {body.decode(errors='replace')!r}")
 
     # auto_ack: the broker deletes a message as soon as it has sent it to us. If we
-    # exit, the messages on their way to us are lost. work_queue shows the safe way.
+    # crash before we print it, it's lost. work_queue shows the safe way.
     channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
 
     # Wait for messages. This returns only if the broker cancels our consumer.
@@ -50,21 +59,12 @@ def main():
     sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
 
-# The same in every consumer: connecting, Ctrl+C, and the broker's errors in one line.
-def connect(parameters):
+# Skip this on a first read: it's the same in every consumer.
+def read_url():
     try:
-        if AMQP_URL:  # such as amqp://guest:guest@localhost:5672/%2F
-            parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
-    try:
-        return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
-        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+        return pika.URLParameters(AMQP_URL)
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
     python simple/producer.py              sends '兔子0' to '兔子9'
     python simple/producer.py Hello 3      sends 'Hello0' to 'Hello2'
 
-Then run consumer.py, or start it first: the queue keeps the messages until then.
+Start consumer.py before or after it: the queue keeps the messages until then.
 """
 
 import os
@@ -18,7 +18,7 @@ from argparse import ArgumentParser
 
 import pika
 
-AMQP_URL = os.environ.get("AMQP_URL")
+AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
 def main():
@@ -27,15 +27,24 @@ def main():
     parser.add_argument("count", nargs="?", type=int, default=10, help="default: 10")
     arguments = parser.parse_args()
 
-    # Where the broker is, and who we are. If you set AMQP_URL, it wins.
+    # Where the broker is, and who we are: the parts of AMQP_URL.
+    url = read_url()
     parameters = pika.ConnectionParameters(
-        host="localhost",
-        port=5672,
-        credentials=pika.PlainCredentials(username="guest", password="guest"),
+        host=url.host,  # "localhost", unless you set AMQP_URL
+        port=url.port,  # 5672
+        credentials=url.credentials,  # pika.PlainCredentials("guest", "guest")
+        virtual_host=url.virtual_host,  # "/"
+        ssl_options=url.ssl_options,  # None, or TLS for amqps://
     )
 
-    # Connect and log in. Nearly everything we ask of the broker goes through a channel.
-    connection = connect(parameters)
+    # Connect and log in.
+    try:
+        connection = pika.BlockingConnection(parameters)
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
+        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+
+    # Nearly everything we do with the broker goes through a channel.
     channel = connection.channel()
 
     # Create the queue, unless it already exists. It survives a broker restart
@@ -44,35 +53,26 @@ def main():
     channel.queue_declare(queue="hello", durable=True, arguments=quorum)
 
     for i in range(arguments.count):
-        # We always publish to an exchange, not to a queue. The default exchange has
-        # no name, and puts a message into the queue that routing_key names.
-        body = f"{arguments.text}{i}".encode(errors="surrogateescape")  # bytes
+        # We always publish to an exchange. The default exchange has no name. It puts
+        # a message into the queue that routing_key names.
+        body = f"{arguments.text}{i}".encode()  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
-    # The broker answers in order, so wait for one more answer (passive: only look). If
-    # it refused a message, for example because of its size, this raises the reason.
-    channel.queue_declare(queue="hello", passive=True)
+    # Wait until the broker has handled all our calls. If it refused a message, for
+    # example because of its size, this raises an exception.
+    channel.close()
     connection.close()
 
-    # Sent isn't received: here, the broker confirms nothing. See work_queue for that.
+    # "Sent" doesn't mean "received", or even "stored". work_queue makes sure.
     print(f" [x] Sent {arguments.text!r} * {arguments.count}")
 
 
-# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
-def connect(parameters):
+# Skip this on a first read: it's the same in every producer.
+def read_url():
     try:
-        if AMQP_URL:  # such as amqp://guest:guest@localhost:5672/%2F
-            parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
-    try:
-        return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
-        sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
+        return pika.URLParameters(AMQP_URL)
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
 
 
 if __name__ == "__main__":
@@ -82,5 +82,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except pika.exceptions.NackError:
+        hint = "Is the queue full, or are most of its nodes down?"
+        sys.exit(f" [!] The broker refused the message. {hint}")
     except pika.exceptions.AMQPError as error:
         sys.exit(f" [!] {error!r}")
