@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""RPC server: compute Fibonacci numbers for the clients that ask.
+"""RPC server: compute Fibonacci numbers, and send each reply to the client that asked.
 
     producer.py --> (default exchange) --> [queue "rpc_queue"] --> consumer.py
         ^                                                              |
@@ -10,7 +10,7 @@
 
     python rpc/consumer.py
 
-Start it first, then run the client, producer.py. Several servers share the requests.
+Then run the client, producer.py. If you start several servers, they share the requests.
 """
 
 import os
@@ -28,58 +28,59 @@ def fib(n):
     return a
 
 
-def on_request(channel, method, properties, body):
-    # Clients can send us anything. If a bad request crashed us, the broker would
-    # redeliver it, and it would crash the next server too.
-    if body.isdigit() and len(body) <= 4:
-        print(f" [.] fib({int(body)})")
-        answer = str(fib(int(body)))
-    else:
-        print(f" [!] Refused {body.decode(errors='replace')!r}", file=sys.stderr)
-        answer = "error: not a number from 0 to 9999"
-
-    # The request's reply_to names where the answer goes. Its correlation_id tells the
-    # client which request the answer is for.
-    if properties.reply_to:
-        channel.basic_publish(
-            exchange="",
-            routing_key=properties.reply_to,
-            properties=pika.BasicProperties(correlation_id=properties.correlation_id),
-            body=answer.encode(),
-        )
-
-    # Acknowledge after the answer. If we crash in between, another server answers the
-    # request again, and the client ignores the second answer.
-    channel.basic_ack(delivery_tag=method.delivery_tag)
-
-
 def main():
-    connection = connect()
+    connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
+
+    # Both scripts declare the queue with the same arguments, so that you can start
+    # either of them first.
     quorum = {"x-queue-type": "quorum"}
     channel.queue_declare(queue="rpc_queue", durable=True, arguments=quorum)
 
-    # Take one request at a time, so that several servers share them fairly.
+    # Take one request at a time, so that a free server doesn't wait for a busy one.
     channel.basic_qos(prefetch_count=1)
+
+    def on_request(channel, method, properties, body):
+        # Anybody can send us anything. If a bad request crashed us, the broker would
+        # redeliver it, and it would crash the next server, too.
+        if body.isdigit() and len(body) <= 4:
+            print(f" [.] fib({int(body)})")
+            reply = str(fib(int(body)))
+        else:
+            print(f" [!] Refused {body.decode(errors='replace')!r}", file=sys.stderr)
+            reply = "error: not a number from 0 to 9999"
+
+        # Send the reply to the address in the request. Copy the request's
+        # correlation_id, so that the client knows which request this replies to.
+        if properties.reply_to:
+            correlation_id = properties.correlation_id
+            channel.basic_publish(
+                exchange="",
+                routing_key=properties.reply_to,
+                body=reply.encode(),
+                properties=pika.BasicProperties(correlation_id=correlation_id),
+            )
+
+        # Acknowledge after the reply, not before. If we crash first, the broker
+        # redelivers the request: the client might get two replies, but not none.
+        channel.basic_ack(delivery_tag=method.delivery_tag)
+
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
     print(" [x] Awaiting RPC requests")
     channel.start_consuming()
     sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
 
-# The same in every consumer: connecting, Ctrl+C, and the broker's errors in one line.
+# Skip this on a first read: it's the same in every consumer.
 def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
     try:
         return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
         sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 

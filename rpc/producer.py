@@ -2,16 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""RPC client: ask a server for Fibonacci numbers, and wait for its answers.
+"""RPC client: ask a server for Fibonacci numbers, and match replies with requests.
 
     producer.py --> (default exchange) --> [queue "rpc_queue"] --> consumer.py
         ^                                                              |
         +------- amq.rabbitmq.reply-to <-- (default exchange) <--------+
 
     python rpc/producer.py                 asks for fib(30)
-    python rpc/producer.py 10 20 30        sends three requests, then waits for answers
+    python rpc/producer.py 10 20 30        sends three requests, then waits for replies
 
-Start the server, consumer.py, first.
+The server is consumer.py.
 """
 
 import os
@@ -25,86 +25,98 @@ import pika
 AMQP_URL = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 
 
-def main():
-    parser = ArgumentParser(description="Ask an RPC server for Fibonacci numbers.")
-    parser.add_argument("n", nargs="*", default=["30"], help="from 0 to 9999")
-    parser.add_argument("--timeout", type=int, default=10, help="limit in seconds")
-    arguments = parser.parse_args()
-    if arguments.timeout <= 0:
-        parser.error("--timeout must be at least 1")
-    deadline = time.monotonic() + arguments.timeout
+def call(channel, numbers, timeout):
+    """Send a request for each number. Then yield (number, reply) as replies arrive."""
+    deadline = time.monotonic() + timeout
 
-    connection = connect(arguments.timeout)
-    channel = connection.channel()
-    pending = {}  # the requests that have no answer yet, by correlation_id
-    failed = []
-
-    def on_answer(channel, method, properties, body):
-        # Ignore a second answer: a server that crashed might have sent the first.
-        n = pending.pop(properties.correlation_id, None)
-        if n is None:
-            return
-        if body.isdigit():
-            print(f" [.] Got fib({n}) = {body.decode()}")
-        else:
-            failed.append(n)
-            print(f" [!] fib({n}): {body.decode(errors='replace')!r}", file=sys.stderr)
-        if not pending:
-            channel.stop_consuming()
-
-    # Direct reply-to: not a queue, but a name under which the broker passes answers
-    # straight to this channel. We consume from it before we send the first request.
+    # Direct reply-to: this looks like a queue, but isn't one. What a server sends there
+    # comes straight back to the channel that sent the request.
     reply_to = "amq.rabbitmq.reply-to"
-    channel.basic_consume(queue=reply_to, on_message_callback=on_answer, auto_ack=True)
 
-    # Until a server has run, the queue doesn't exist, and our requests come back.
-    def on_return(channel, method, properties, body):
-        sys.exit(" [!] Not delivered: no queue 'rpc_queue'. Start consumer.py first.")
+    def next_reply(limit):
+        """Wait for a reply. Return (None, None, None) if the limit passes first."""
+        replies = channel.consume(
+            queue=reply_to, auto_ack=True, inactivity_timeout=limit
+        )
+        return next(replies)
 
-    channel.add_on_return_callback(on_return)
+    # Start to consume before the first request. Otherwise the broker refuses it.
+    next_reply(0)
 
-    for n in arguments.n:
+    pending = {}  # requests that have no reply yet: their numbers by correlation_id
+    for n in numbers:
         correlation_id = str(uuid.uuid4())
         pending[correlation_id] = n
         print(f" [x] Requesting fib({n})")
         channel.basic_publish(
             exchange="",
             routing_key="rpc_queue",
-            body=n.encode(errors="surrogateescape"),
+            body=n.encode(),
             properties=pika.BasicProperties(
-                reply_to=reply_to,  # where the server sends the answer
-                correlation_id=correlation_id,  # which request the answer is for
-                # Milliseconds. The broker drops a request that no server took by then.
-                expiration=str(arguments.timeout * 1000),
+                reply_to=reply_to,  # where the server sends the reply
+                correlation_id=correlation_id,  # which request the reply is for
+                # In milliseconds. If no server takes the request by then, the broker
+                # drops it, because we don't wait for its reply any longer.
+                expiration=str(timeout * 1000),
             ),
-            mandatory=True,  # return it if the queue doesn't exist
         )
 
-    # An answer can get lost, so never wait without a limit.
-    def on_timeout():
-        numbers = ", ".join(f"fib({n})" for n in pending.values())
-        sys.exit(f" [!] No answer in {arguments.timeout} s: {numbers}")
+    # Requests and replies can get lost, so never wait without a limit.
+    while pending:
+        method, properties, body = next_reply(max(0, deadline - time.monotonic()))
+        if method is None:
+            missing = ", ".join(f"fib({n})" for n in pending.values())
+            raise TimeoutError(f"No reply in {timeout} s: {missing}")
 
-    connection.call_later(max(0, deadline - time.monotonic()), on_timeout)
-    channel.start_consuming()
+        # Ignore a second reply. A server that crashed might have sent the first.
+        if properties.correlation_id in pending:
+            yield pending.pop(properties.correlation_id), body
+
+
+def main():
+    parser = ArgumentParser(description="Ask an RPC server for Fibonacci numbers.")
+    parser.add_argument("n", nargs="*", default=["30"], help="from 0 to 9999")
+    parser.add_argument("--timeout", type=int, default=10, help="limit in seconds")
+    arguments = parser.parse_args()
+
+    connection = connect()  # a pika.BlockingConnection; exits if it can't connect
+    channel = connection.channel()
+
+    # Both scripts declare the queue, so that you can start either of them first.
+    quorum = {"x-queue-type": "quorum"}
+    channel.queue_declare(queue="rpc_queue", durable=True, arguments=quorum)
+
+    # While the broker lacks memory or disk space, it doesn't read our requests.
+    def on_blocked(connection, frame):
+        print(f" [!] The broker is {frame.method.reason}. Waiting.", file=sys.stderr)
+
+    connection.add_on_connection_blocked_callback(on_blocked)
+
+    failed = False
+    try:
+        for n, reply in call(channel, arguments.n, arguments.timeout):
+            if reply.isdigit():
+                print(f" [.] Got fib({n}) = {reply.decode()}")
+            else:
+                reason = reply.decode(errors="replace")
+                print(f" [!] fib({n}): {reason!r}", file=sys.stderr)
+                failed = True
+    except TimeoutError as error:
+        sys.exit(f" [!] {error}")
     connection.close()
     sys.exit(1 if failed else 0)
 
 
-# The same in every producer: connecting, Ctrl+C, and the broker's errors in one line.
-def connect(timeout):
+# Skip this on a first read: it's the same in every producer.
+def connect():
     try:
         parameters = pika.URLParameters(AMQP_URL)
-        if "@" in parameters.virtual_host:  # an unescaped / in the password
-            raise ValueError
-    except Exception as error:  # print it only if it can't contain the password
-        hint = "It should look like amqp://user:password@host:5672/%2F"
-        sys.exit(f" [!] AMQP_URL: {error if 'URL parameter' in str(error) else hint}")
-    parameters.socket_timeout = parameters.stack_timeout = timeout
+    except Exception:  # don't print it: it could contain a part of the password
+        sys.exit(" [!] AMQP_URL should look like amqp://user:password@host:5672/%2F")
     try:
         return pika.BlockingConnection(parameters)
-    except Exception as error:  # refused, unknown host, TLS, no answer: of many types
-        hint = "Is it running? Are user, password, host and vhost right?"
+    except Exception as error:  # many types: refused, unknown host, TLS, timeout
+        hint = "Is it running, and are user, password, host and vhost right?"
         sys.exit(f" [!] Can't connect to RabbitMQ: {error!r}. {hint}")
 
 
@@ -115,5 +127,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except pika.exceptions.NackError:
+        hint = "Is the queue full, or are most of its nodes down?"
+        sys.exit(f" [!] The broker refused the message. {hint}")
     except pika.exceptions.AMQPError as error:
         sys.exit(f" [!] {error!r}")
