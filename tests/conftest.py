@@ -49,8 +49,10 @@ def broker(session_broker: Broker) -> Iterator[Broker]:
 def no_process_left_behind() -> Iterator[None]:
     """Fails a test that leaves a script running."""
     yield
-    children = [child for child in psutil.Process().children() if child.is_running()]
-    scripts = [child for child in children if sys.executable in child.cmdline()]
+    scripts = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has exited
+            scripts += [child] if sys.executable in child.cmdline() else []
     assert not scripts, f"This test left processes behind: {scripts}"
 
 

@@ -80,13 +80,19 @@ def ignore_signals() -> Iterator[None]:
 def exit_on_error(main: Callable[[], None]) -> None:
     """Call main(). Clean up after a signal. Print what a user can cure in one line."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    for signum in SIGNALS:
-        signal.signal(signum, signal.default_int_handler)
+
+    def interrupt(signum: int, frame: object) -> None:
+        for number in SIGNALS:  # once is enough: nothing may interrupt the clean-up
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except ToolError as error:
         sys.exit(f" [!] {error}")
-    except PermissionError as error:
-        sys.exit(f" [!] {error}. Does it belong to another user? Delete it, or log in.")
+    except OSError as error:  # such as a file of another user, or a full disk
+        sys.exit(f" [!] {error}. Does it belong to you, and is there space?")
