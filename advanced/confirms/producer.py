@@ -44,7 +44,7 @@ class Producer:
         self.new = iter(range(1, count + 1))  # not published yet
         self.in_flight = {}  # published, but not confirmed: numbers by delivery tag
 
-        # The window: how many can be in flight. Large messages fill our memory, so fewer.
+        # The window: how many can be in flight. Fewer if they're large, to save memory.
         self.window = max(1, min(2000, 10_000_000 // max(1, size)))
 
     def run(self, connection):
