@@ -19,7 +19,7 @@ faults: setup  ## kill, cut off and flood the scripts for a few minutes, and cou
 
 bench: setup  ## benchmark the lessons against other libraries; ARGS=--quick takes two minutes
 	@$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
-	@$(RUN) benchmarks/run.py $(ARGS)
+	@$(RUN) -m benchmarks.run $(ARGS)
 
 broker: setup  ## run a broker on localhost:5672 until Ctrl+C
 	@$(RUN) -m tools.broker run

@@ -1,4 +1,4 @@
-"""What run.py measures the lessons beside: a program in each function.
+"""What run.py measures the lessons against: a program in each function.
 
     python benchmarks/clients.py publish-aio-pika 10000
 
@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 
 import aio_pika
 import pika
@@ -59,16 +60,22 @@ def publish_aio_pika(count):
         connection = await aio_pika.connect_robust(os.environ["AMQP_URL"])
         channel = await connection.channel()
 
-        def publish(number):
+        async def publish(number):
             message = aio_pika.Message(
                 body(number),
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                 message_id=f"{RUN_ID}-{number}",
             )
-            return channel.default_exchange.publish(message, routing_key="confirms")
+            await channel.default_exchange.publish(message, routing_key="confirms")
 
-        for start in range(0, count, 500):
-            await asyncio.gather(*map(publish, range(start, min(start + 500, count))))
+        window = asyncio.Semaphore(WINDOW)
+        tasks = []
+        for number in range(count):
+            await window.acquire()
+            task = asyncio.create_task(publish(number))
+            task.add_done_callback(lambda task: window.release())
+            tasks.append(task)
+        await asyncio.gather(*tasks)  # raises what any of them has raised
         await connection.close()
 
     asyncio.run(run())
@@ -106,7 +113,7 @@ def publish_select_connection(count):
 def publish_raw_socket(count):
     """Keep confirms in flight, and send frames that were encoded once.
 
-    No client could be faster. This one logs in without waiting for the answers.
+    No client could be faster. This one logs in without waiting for the replies.
     """
     spec, user = pika.spec, PARAMETERS.credentials
     login = f"\0{user.username}\0{user.password}"
@@ -176,27 +183,38 @@ def rpc_client(count):
     connection = pika.BlockingConnection(PARAMETERS)
     channel = connection.channel()
     queue = channel.queue_declare(queue="", exclusive=True).method.queue
-    answers = {}
+    replies = {}
 
-    def on_answer(channel, method, properties, body):
-        answers[properties.correlation_id] = int(body)
+    def on_reply(channel, method, properties, body):
+        replies[properties.correlation_id] = int(body)
 
-    channel.basic_consume(queue=queue, on_message_callback=on_answer, auto_ack=True)
+    channel.basic_consume(queue=queue, on_message_callback=on_reply, auto_ack=True)
     for _ in range(count):
         print(" [x] Requesting fib(0)")
         request = str(uuid.uuid4())
         properties = pika.BasicProperties(reply_to=queue, correlation_id=request)
         channel.basic_publish("", "rpc_queue", b"0", properties)
-        while request not in answers:
+        while request not in replies:
             connection.process_data_events(time_limit=None)
-        print(f" [.] Got {answers.pop(request)}")
+        print(f" [.] Got {replies.pop(request)}")
     connection.close()
 
 
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "publish-no-confirms": publish_no_confirms,
+    "publish-one-at-a-time": publish_one_at_a_time,
+    "publish-aio-pika": publish_aio_pika,
+    "publish-select-connection": publish_select_connection,
+    "publish-raw-socket": publish_raw_socket,
+    "consume": consume,
+    "worker": worker,
+    "rpc-client": rpc_client,
+}
+
 if __name__ == "__main__":
     # Print line by line, as to a terminal, because the lessons do so even to a pipe.
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     name, *arguments = sys.argv[1:]
     start = time.monotonic()
-    globals()[name.replace("-", "_")](*map(int, arguments))
+    PROGRAMS[name](*map(int, arguments))
     print(f" [x] Finished in {time.monotonic() - start:.2f} s")

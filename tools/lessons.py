@@ -18,13 +18,13 @@ class Lesson:
     exchanges: Sequence[str] = ()
 
     @property
-    def queue(self) -> str | None:
-        """The queue that the consumer takes messages from, unless it's a private one.
+    def queue(self) -> str:
+        """The queue that the consumer takes messages from, or "" if it's a private one.
 
         The default exchange, "", has a binding to each queue with the queue's name.
         """
         exchange, routing_key = self.send_to
-        return routing_key if exchange == "" else None
+        return routing_key if exchange == "" else ""
 
 
 LESSONS = {

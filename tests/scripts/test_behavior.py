@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import pika
@@ -66,7 +67,7 @@ def check_exits_with_one_line(process, *texts):
 
 
 # What goes wrong: a server, a URL, and what the line contains.
-FAILURES = {
+FAILURES: dict[str, tuple[Callable, str, str]] = {
     "refused": (closed_port, "amqp://guest:{}@127.0.0.1:{}/", "Connection refused"),
     "unknown host": (closed_port, "amqp://guest:{}@nowhere.invalid:{}/", "gaierror"),
     "impossible host": (closed_port, "amqp://guest:{}@a..b:{}/", "Unicode"),
@@ -414,6 +415,6 @@ def test_script_runs_alone_with_uv(tmp_path):
 
 
 def test_missing_pika_is_on_the_page():
-    command = [sys.executable, "-S", "-I", ROOT / "simple/producer.py"]
+    command = [sys.executable, "-S", "-I", str(ROOT / "simple/producer.py")]
     errors = subprocess.run(command, capture_output=True, text=True).stderr
     assert errors.endswith(documented("No module named 'pika'") + "\n")

@@ -36,7 +36,7 @@ HEADERS = {
     "list": [1, -(2**63), True, {"nested": datetime.now(timezone.utc)}],
 }
 ODD = b"\xff\x1b[2J"  # a short string needn't be UTF-8
-PROPERTIES = [
+PROPERTIES: list[dict[str, object]] = [
     {"reply_to": ODD},
     {"reply_to": b"amq.rabbitmq.reply-to.garbage"},
     {"reply_to": b"amq.rabbitmq.reply-to."},
