@@ -1,4 +1,4 @@
-"""topic: what its comments and its page claim. The rule: tests/facts/test_routing.py."""
+"""topic: what its comments and its page say. The rule: tests/facts/test_routing.py."""
 
 import pika
 import pytest
