@@ -75,8 +75,8 @@ def main():
         if stopping and channel.is_open:
             channel.stop_consuming()  # the signal came during the ack
 
+    # Exit when the task is acknowledged, or immediately if there isn't one.
     def stop(signum, frame):
-        """Exit when the task is acknowledged, or immediately if there is none."""
         nonlocal stopping
         stopping = True
         signal.signal(signum, signal.SIG_DFL)  # the second time, exit immediately
