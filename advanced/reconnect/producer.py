@@ -33,15 +33,14 @@ def publish(connection, tasks):
     quorum = {"x-queue-type": "quorum"}
     channel.queue_declare(queue="jobs", durable=True, arguments=quorum)
 
-    # Publisher confirms: from now on, basic_publish returns when the broker has stored
-    # the message on disk, and raises an exception if it refuses or disconnects.
+    # Publisher confirms: basic_publish returns once the broker has stored the message.
     channel.confirm_delivery()
 
-    while tasks:
+    for task in list(tasks):
         channel.basic_publish(
             exchange="",
             routing_key="jobs",
-            body=tasks[0].encode(),
+            body=task.encode(),
             # Keep the message across a broker restart, even in a classic queue.
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
             # Raise an exception if no queue gets the message, instead of dropping it.
@@ -50,7 +49,8 @@ def publish(connection, tasks):
 
         # Take a task off the list only after its confirm. If we lose the connection
         # before that, we send it again: it might run twice, but it isn't lost.
-        print(f" [x] Sent {tasks.pop(0)!r}")
+        tasks.pop(0)
+        print(f" [x] Sent {task!r}")
 
 
 def main():

@@ -26,14 +26,15 @@ from tests.helpers import (
 )
 from tests.servers import answering_server, closed_port, silent_server
 from tests.workers import WorkerPool
-from tools.broker import Broker, temporary_cluster, uses_docker
+from tools.broker import temporary_cluster, uses_docker
+from tools.broker.docker import DockerBroker
 from tools.common import ROOT, wait_until
 from tools.script import ScriptProcess
 
 CONSUMER = "advanced/reconnect/consumer.py"
 PRODUCER = "advanced/reconnect/producer.py"
 # Every script that reconnects, with arguments for a short run.
-ALL = {CONSUMER: [], PRODUCER: ["task"], "advanced/confirms/producer.py": ["10"]}
+ALL = {CONSUMER: [], PRODUCER: [], "advanced/confirms/producer.py": ["10"]}
 
 
 def wait_until_connected(processes: dict[str, ScriptProcess]) -> None:
@@ -125,6 +126,9 @@ def test_script_retries_every_second_until_it_is_stopped(start, tmp_path):
         assert process.count("sleep") == process.count("Retrying."), process
         unconfirmed = process.count(documented("Not confirmed: …").rstrip("…"))
         assert unconfirmed == (script != CONSUMER), process
+        if script == PRODUCER:
+            line = " [!] Not confirmed: 'First task.' and 3 more"
+            assert process.errors[-1] == line
 
 
 def limit_user(broker, limit):
@@ -141,9 +145,9 @@ def limit_node(broker, limit):
 
 
 def test_reached_connection_limit_is_retried(start, broker):
-    limits = {limit_user: ALL, limit_vhost: {PRODUCER: ["task"]}}
+    limits = {limit_user: ALL, limit_vhost: {PRODUCER: []}}
     if broker.version >= (4, 0):  # a node has no limit before
-        limits[limit_node] = {PRODUCER: ["task"]}
+        limits[limit_node] = {PRODUCER: []}
     for set_limit, scripts in limits.items():
         set_limit(broker, 0)
         try:
@@ -196,6 +200,26 @@ def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(
     _, retrying = worker.errors
     assert "CONNECTION_FORCED - a test" in retrying
     assert retrying.endswith("Retrying.")
+
+
+def test_producer_continues_where_it_stopped_unless_it_forgets_a_task_early(
+    start, broker, tmp_path
+):
+    pop, publish = "tasks.pop(0)", "channel.basic_publish("
+    early = {pop: "", publish: f"{pop}\n{publish}"}
+    tasks = [str(i) for i in range(10_000)]
+    forgetful = start(edited(tmp_path, PRODUCER, early), *tasks)
+    producer = start(PRODUCER, *tasks)
+    for process in (forgetful, producer):
+        process.wait_for("Sent")
+    broker.ctl("close_all_connections", "a test")
+    for process, lost in (forgetful, 1), (producer, 0):
+        process.wait_for("Retrying.")
+        process.wait_for("Sent", times=len(process.output) + 10)
+        last = int(process.output[-1].split("'")[1])
+        sent = [f" [x] Sent '{i}'" for i in range(last + 1)]
+        missing = set(sent) - set(process.output)
+        assert len(missing) == lost, missing
 
 
 def test_refusal_of_a_task_is_not_retried(start, broker, user, channel):
@@ -295,7 +319,7 @@ def test_cluster_loses_no_task_and_continues_without_its_leader(report):
     )
 
 
-def leader_of(queue: str, nodes: list[Broker]) -> Broker:
+def leader_of(queue: str, nodes: list[DockerBroker]) -> DockerBroker:
     """Return the node that leads a quorum queue."""
     lines = nodes[0].ctl("list_queues", "--silent", "name", "leader").splitlines()
     leader = dict(line.split("\t") for line in lines)[queue]
