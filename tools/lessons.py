@@ -13,7 +13,8 @@ from dataclasses import dataclass
 class Lesson:
     """What a lesson declares on the broker, and how a message reaches its consumer."""
 
-    send_to: tuple[str, str]  # an exchange and a routing key
+    # An exchange and a routing key. A consumer without arguments gets such a message.
+    send_to: tuple[str, str]
     queues: Sequence[str] = ()
     exchanges: Sequence[str] = ()
 

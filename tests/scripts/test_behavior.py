@@ -148,7 +148,6 @@ INVALID_URLS = [
     "localhost:5672",
     "amqp://user@host",
     "ftp://guest:{}@localhost",
-    "amqp:/guest:{}@localhost:x/",
     "amqp://guest:{}@localhost:port/%2F",
     "amqp://guest:{}@localhost:99999/%2F",
     "amqp://guest:a#{}@localhost:5672/%2F",
@@ -288,7 +287,8 @@ def test_signal_ends_a_script_that_is_connecting(start_all, signum):
         assert all(client.recv(99) for client in clients)  # each waits for a response
         for script, process in processes.items():
             status = process.stop(signum, timeout=5)
-            graceful = signum == signal.SIGINT or script in GRACEFUL
+            # long_tasks waits for a task, and there is none yet.
+            graceful = signum == signal.SIGINT or script in RECONNECTING
             expected = (
                 [0] if script in CONSUMERS and graceful else [128 + signum, -signum]
             )

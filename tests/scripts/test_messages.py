@@ -12,7 +12,6 @@ import pika
 import pytest
 
 from tests.helpers import documented, received, wait_for_message_count
-from tests.scripts.sources import arguments
 from tools.lessons import LESSONS
 
 BODIES = [
@@ -66,10 +65,7 @@ def messages() -> list[tuple[bytes, dict]]:
 @pytest.fixture
 def consumers(start, tmp_path):
     """A consumer of each lesson, ready."""
-    found = {}
-    for lesson in LESSONS:
-        script = f"{lesson}/consumer.py"
-        found[lesson] = start(script, *arguments(script), cwd=tmp_path)
+    found = {name: start(f"{name}/consumer.py", cwd=tmp_path) for name in LESSONS}
     return {lesson: consumer.wait_until_ready() for lesson, consumer in found.items()}
 
 
@@ -100,8 +96,7 @@ PRINTING = ["simple", "work_queue", "fanout", "direct", "topic", "advanced/heade
 
 @pytest.mark.parametrize("lesson", PRINTING)
 def test_consumer_prints_any_body(start, channel, lesson):
-    script = f"{lesson}/consumer.py"
-    consumer = start(script, *arguments(script)).wait_until_ready()
+    consumer = start(f"{lesson}/consumer.py").wait_until_ready()
     exchange, key = LESSONS[lesson].send_to
     for body in BODIES:
         channel.basic_publish(exchange, key, body)

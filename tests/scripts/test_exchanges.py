@@ -1,0 +1,44 @@
+"""What the scripts with private queues share: fanout, direct, topic and headers."""
+
+import re
+
+import pika
+import pytest
+
+from tests.helpers import documented, edited
+from tools.lessons import LESSONS
+from tools.pages import pattern
+
+PRIVATE = [name for name, lesson in LESSONS.items() if not lesson.queues]
+START = "channel.start_consuming()"  # a line of each consumer
+
+
+@pytest.mark.parametrize("lesson", PRIVATE)
+def test_exchange_is_durable_only_in_headers(start, channel, lesson):
+    """The others are transient, as in the official tutorials."""
+    start(f"{lesson}/consumer.py").wait_until_ready()
+    exchange, _ = LESSONS[lesson].send_to
+    kind = lesson.removeprefix("advanced/")
+    durable = kind == "headers"
+    channel.exchange_declare(exchange, kind, durable=durable)
+    other = f"received '{not durable}' but current is '{durable}'".lower()
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=other):
+        channel.exchange_declare(exchange, kind, durable=not durable)
+
+
+@pytest.mark.parametrize("lesson", PRIVATE)
+def test_consumer_of_a_deleted_queue_exits_with_one_line(start, tmp_path, lesson):
+    delete = f"channel.queue_delete(queue=queue)\n{START}"  # only its owner can do that
+    consumer = start(edited(tmp_path, f"{lesson}/consumer.py", {START: delete}))
+    assert consumer.wait() == 1
+    (line,) = consumer.errors
+    assert documented("cancelled our consumer") in line
+
+
+@pytest.mark.parametrize("lesson", PRIVATE)
+def test_producer_reports_a_missing_permission(start, user, lesson):
+    producer = start(f"{lesson}/producer.py", url=user("^$"))
+    assert producer.wait() == 1
+    (line,) = producer.errors
+    expected = documented("ACCESS_REFUSED - … access to … refused")
+    assert re.search(pattern(expected), line)
