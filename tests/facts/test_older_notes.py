@@ -4,29 +4,21 @@ import contextlib
 
 import pika
 import pytest
-from conftest import message_count
 from pika import spec
 
-
-@pytest.fixture
-def queue(channel):
-    """A private queue."""
-    return channel.queue_declare("", exclusive=True).method.queue
+from tests.helpers import connect, message_count
 
 
-def test_durable_keeps_no_copy_of_what_a_consumer_takes(channel):
-    channel.queue_declare("hello", durable=True, arguments={"x-queue-type": "quorum"})
-    try:
-        channel.basic_publish("", "hello", b"x", pika.BasicProperties(delivery_mode=2))
-        consumer = channel.connection.channel()
-        messages = []
-        consumer.basic_consume("hello", lambda *m: messages.append(m), auto_ack=True)
-        while not messages:
-            channel.connection.process_data_events(time_limit=10)
-        consumer.close()
-        assert message_count(channel, "hello") == 0
-    finally:
-        channel.queue_delete("hello")
+def test_durable_keeps_no_copy_of_what_a_consumer_takes(channel, declare):
+    durable = declare()
+    channel.basic_publish("", durable, b"x", pika.BasicProperties(delivery_mode=2))
+    consumer = channel.connection.channel()
+    messages = []
+    consumer.basic_consume(durable, lambda *m: messages.append(m), auto_ack=True)
+    while not messages:
+        channel.connection.process_data_events(time_limit=10)
+    consumer.close()
+    assert message_count(channel, durable) == 0
 
 
 def test_default_exchange_has_a_binding_for_each_queue(broker, channel, queue):
@@ -77,7 +69,7 @@ def test_older_call_raises_type_error(channel, call):
 
 
 def test_broker_refuses_immediate(broker):
-    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    connection = connect(broker)
     publish = spec.Basic.Publish(exchange="", routing_key="x", immediate=True)
     connection.channel()._impl._send_method(publish, (pika.BasicProperties(), b""))
     with pytest.raises(
@@ -98,8 +90,8 @@ def test_expiration_0_discards_or_dead_letters_what_nobody_takes(channel, queue)
 
 
 def test_transient_shared_queue_is_refused_only_since_4_3(broker, channel):
-    old = broker.before(4, 3)
     refusal = pika.exceptions.ConnectionClosedByBroker
-    with contextlib.suppress(() if old else refusal):  # Debian's 4.3 allows it
+    refused = refusal if broker.version >= (4, 3) else ()
+    with contextlib.suppress(refused):  # Debian's 4.3 allows it
         channel.queue_declare("old-hello")
         channel.queue_delete("old-hello")
