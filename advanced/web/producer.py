@@ -172,6 +172,7 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        # Each thread besides this one and the publisher is a request without response.
+        # Is a client still waiting? Each request has a thread. Besides those, there are
+        # only this one and the publisher.
         if threading.active_count() > 2:
             sys.exit(130)

@@ -177,7 +177,7 @@ def test_client_that_disconnects_causes_no_traceback(start, queue, broker):
     assert server.script.errors == []
 
 
-# 503, and 202 again once the cause is gone.
+# 503, and 202 again afterwards.
 
 
 def test_responds_503_with_the_reason(start, channel, broker, user):
@@ -314,19 +314,6 @@ def test_too_many_waiting_requests_are_refused_immediately(
     assert "too many requests are waiting" in server.script.errors[0]
     assert server.script.count("no confirm within") == 2
     wait_until(lambda: server.post("d")[0] == 202, server.script)
-
-
-@pytest.mark.faults
-def test_accepts_after_the_broker_has_restarted(start, queue, broker):
-    server = Server(start)
-    assert server.post("alice") == (202, "Accepted.")
-    broker.stop()
-    assert server.post("bob") == (503, "Try again later.")
-    broker.start()
-    assert server.post("carol") == (202, "Accepted.")
-    server.wait_until_idle(broker)
-    with connect(broker) as connection:
-        assert bodies(connection.channel()) == ["alice", "carol"]
 
 
 @pytest.mark.faults
