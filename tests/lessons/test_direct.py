@@ -3,7 +3,6 @@
 import signal
 
 import pika
-import pytest
 
 from tests.helpers import edited, received
 
@@ -11,7 +10,6 @@ PRODUCER, CONSUMER = "direct/producer.py", "direct/consumer.py"
 # Lines of consumer.py.
 DECLARE = 'result = channel.queue_declare(queue="", exclusive=True)'
 NAME = "queue = result.method.queue"
-START = "channel.start_consuming()"
 
 
 def publish(start, *arguments):
@@ -72,26 +70,3 @@ def test_durable_subscriber_keeps_its_old_bindings(start, channel, tmp_path):
         assert start(PRODUCER, "info", "unbound").wait() == 1
     finally:
         channel.queue_delete("log_archive")
-
-
-def test_consumer_of_a_deleted_queue_exits_with_one_line(start, tmp_path):
-    delete = f"channel.queue_delete(queue=queue)\n{START}"  # only its owner can do that
-    consumer = start(edited(tmp_path, CONSUMER, {START: delete}))
-    assert consumer.wait() == 1
-    (line,) = consumer.errors
-    assert "cancelled our consumer" in line
-
-
-def test_exchange_is_transient_as_in_the_official_tutorials(start, channel):
-    start(CONSUMER).wait_until_ready()
-    channel.exchange_declare("direct_logs", "direct")
-    transient = "received 'true' but current is 'false'"
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=transient):
-        channel.exchange_declare("direct_logs", "direct", durable=True)
-
-
-def test_producer_reports_a_missing_permission(start, user):
-    producer = start(PRODUCER, url=user("^$"))
-    assert producer.wait() == 1
-    (line,) = producer.errors
-    assert "ACCESS_REFUSED" in line

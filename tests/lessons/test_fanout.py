@@ -1,21 +1,16 @@
 """fanout: what its comments and its page claim."""
 
-import re
 import signal
-
-import pika
-import pytest
 
 from tests.helpers import documented, edited, received
 from tools.common import wait_until
-from tools.pages import blocks, pattern
+from tools.pages import blocks
 
 PRODUCER, CONSUMER = "fanout/producer.py", "fanout/consumer.py"
 # Lines of consumer.py.
 DECLARE = 'result = channel.queue_declare(queue="", exclusive=True)'
 NAME = "queue = result.method.queue"
 BIND = 'channel.queue_bind(queue=queue, exchange="logs")'
-START = "channel.start_consuming()"
 
 
 def publish(start, *message):
@@ -93,38 +88,3 @@ def test_durable_subscriber_misses_nothing_and_can_share(start, channel, tmp_pat
         second.wait_for("Received", times=1)
     finally:
         channel.queue_delete("log_archive")
-
-
-def test_queue_is_private_and_temporary(start, broker, channel):
-    consumer = start(CONSUMER).wait_until_ready()
-    (queue,) = broker.queues()
-    assert queue.startswith("amq.gen-")
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="RESOURCE_LOCKED"):
-        channel.queue_declare(queue, passive=True)
-    consumer.kill()
-    wait_until(lambda: not broker.queues(), "no queue")
-
-
-def test_consumer_of_a_deleted_queue_exits_with_one_line(start, tmp_path):
-    delete = f"channel.queue_delete(queue=queue)\n{START}"  # only its owner can do that
-    consumer = start(edited(tmp_path, CONSUMER, {START: delete}))
-    assert consumer.wait() == 1
-    (line,) = consumer.errors
-    assert documented("cancelled our consumer") in line
-
-
-def test_exchange_is_transient_as_in_the_official_tutorials(start, channel):
-    start(CONSUMER).wait_until_ready()
-    channel.exchange_declare("logs", "fanout")
-    transient = "received 'true' but current is 'false'"
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=transient):
-        channel.exchange_declare("logs", "fanout", durable=True)
-
-
-def test_producer_reports_a_missing_permission(start, user):
-    producer = start(PRODUCER, url=user("^$"))
-    assert producer.wait() == 1
-    (line,) = producer.errors
-    assert re.search(
-        pattern(documented("ACCESS_REFUSED - … access to … refused")), line
-    )

@@ -1,12 +1,8 @@
 """headers: what its scripts and its page say. The rule: tests/facts/test_routing.py."""
 
-import pika
-import pytest
-
 from tests.helpers import documented, edited, received
 
 PRODUCER, CONSUMER = "advanced/headers/producer.py", "advanced/headers/consumer.py"
-START = "channel.start_consuming()"  # a line of consumer.py
 
 
 def publish(start, *arguments):
@@ -85,26 +81,3 @@ def test_consumer_reports_invalid_match_in_one_line(start):
     assert documented("PRECONDITION_FAILED - Invalid x-match …")[:-1] in line
     assert "expected all, any, all-with-x, or any-with-x" in line
     assert consumer.output == []
-
-
-def test_consumer_of_a_deleted_queue_exits_with_one_line(start, tmp_path):
-    delete = f"channel.queue_delete(queue=queue)\n{START}"  # only its owner can do that
-    consumer = start(edited(tmp_path, CONSUMER, {START: delete}))
-    assert consumer.wait() == 1
-    (line,) = consumer.errors
-    assert "cancelled our consumer" in line
-
-
-def test_exchange_is_durable(start, channel):
-    start(CONSUMER).wait_until_ready()
-    channel.exchange_declare("headers_logs", "headers", durable=True)
-    durable = "received 'false' but current is 'true'"
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=durable):
-        channel.exchange_declare("headers_logs", "headers", durable=False)
-
-
-def test_producer_reports_a_missing_permission(start, user):
-    producer = start(PRODUCER, url=user("^$"))
-    assert producer.wait() == 1
-    (line,) = producer.errors
-    assert "ACCESS_REFUSED" in line

@@ -1,14 +1,10 @@
 """topic: what its comments and its page say. The rule: tests/facts/test_routing.py."""
 
-import pika
-import pytest
-
 from tests.helpers import documented, edited, received
 
 PRODUCER, CONSUMER = "topic/producer.py", "topic/consumer.py"
 # Lines of consumer.py.
 PATTERNS = 'parser.add_argument("pattern", nargs="*", default=["#"], help="default: #")'
-START = "channel.start_consuming()"
 
 
 def publish(start, *arguments):
@@ -84,26 +80,3 @@ def test_pattern_with_three_hashes_is_refused_since_4_3_5(start, broker):
         assert documented("PRECONDITION_FAILED - Topic binding key …")[:-1] in line
     else:
         consumer.wait_until_ready()
-
-
-def test_consumer_of_a_deleted_queue_exits_with_one_line(start, tmp_path):
-    delete = f"channel.queue_delete(queue=queue)\n{START}"  # only its owner can do that
-    consumer = start(edited(tmp_path, CONSUMER, {START: delete}))
-    assert consumer.wait() == 1
-    (line,) = consumer.errors
-    assert "cancelled our consumer" in line
-
-
-def test_exchange_is_transient_as_in_the_official_tutorials(start, channel):
-    start(CONSUMER).wait_until_ready()
-    channel.exchange_declare("topic_logs", "topic")
-    transient = "received 'true' but current is 'false'"
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match=transient):
-        channel.exchange_declare("topic_logs", "topic", durable=True)
-
-
-def test_producer_reports_a_missing_permission(start, user):
-    producer = start(PRODUCER, url=user("^$"))
-    assert producer.wait() == 1
-    (line,) = producer.errors
-    assert "ACCESS_REFUSED" in line
