@@ -113,6 +113,9 @@ def test_quorum_queue_sends_2000_messages_without_a_prefetch(channel, declare):
     wait_for_message_count(2010, channel, tasks)
     channel.basic_consume(tasks, lambda *_: None)
     wait_for_message_count(10, channel, tasks)
+    for page in PAGES:
+        (cell,) = [row[2] for row in rows(page, "basic_qos") if "_count`" in row[0]]
+        assert "2000" in cell
 
 
 def test_global_qos_is_shared_only_before_4_3(broker, channel, queue):

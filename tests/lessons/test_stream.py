@@ -261,23 +261,6 @@ def test_offset_is_an_int_and_an_interval_has_a_unit(broker):
         consume(broker, "5")
 
 
-def test_rejected_event_counts_as_acknowledged_since_4_0(send, broker):
-    send("a", "b")
-    with connect(broker) as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        arguments = {"x-stream-offset": "first"}
-        deliveries = channel.consume("events", arguments=arguments)
-        method, _, body = next(deliveries)
-        assert body == b"a"
-        channel.basic_nack(method.delivery_tag)
-        if broker.version >= (4,):
-            assert next(deliveries)[2] == b"b"
-        else:
-            with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="540"):
-                next(deliveries)
-
-
 def test_reader_reports_invalid_start_in_one_line(broker, reader):
     process = reader("bob", "soon")
     assert process.wait() == 1
