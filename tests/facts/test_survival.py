@@ -71,7 +71,7 @@ def test_chinese_page_has_one_word_for_each_outcome():
 
 
 class Case:
-    """A queue of its own, a message in it, and what happens to that message."""
+    """A queue with one message, and what happens to that message."""
 
     def __init__(self, broker, event, kind, how, mode, auto_ack=None):
         """Unless auto_ack is None, a consumer gets the message."""

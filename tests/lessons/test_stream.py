@@ -165,7 +165,7 @@ def test_reader_starts_over_without_its_file(reader, send, tmp_path):
     first = reader("alice").wait_for("'b'")
     wait_for_position(2, tmp_path / "alice.position")
     first.kill()
-    assert events(reader("bob").wait_for("'b'")) == ["a", "b"]  # has a file of its own
+    assert events(reader("bob").wait_for("'b'")) == ["a", "b"]  # has its own file
     (tmp_path / "alice.position").unlink()
     assert events(reader("alice").wait_for("'b'")) == ["a", "b"]
 
@@ -228,7 +228,7 @@ def test_reader_skips_new_events_when_its_offset_is_beyond_the_end(
 def test_reader_that_does_not_acknowledge_gets_100_events(reader, channel, tmp_path):
     publish(channel, [])
     channel.confirm_delivery()
-    for _ in range(199):  # one by one, so that each has a chunk of its own
+    for _ in range(199):  # one by one, so that each has its own chunk
         channel.basic_publish("", "events", b"x")
     process = reader("frank", script=edited(tmp_path, CONSUMER, {ACK: ""}))
     process.wait_for("Received", times=100)
