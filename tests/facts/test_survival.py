@@ -138,10 +138,12 @@ def test_messages_and_exchanges_survive_as_the_page_says(broker):
     for case, outcomes in WAITING.items():
         if not refused(broker, case[1]):
             for event, outcome in zip(("kill -9", "restart"), outcomes, strict=True):
-                expected[(event, *case)] = outcome
+                key = (event, *case)
+                expected[key] = outcome
     for case, outcomes in RECEIVED.items():
         for auto_ack, outcome in zip((True, False), outcomes, strict=True):
-            expected[(*case, auto_ack)] = outcome
+            key = (*case, auto_ack)
+            expected[key] = outcome
     cases = {key: Case(broker, *key) for key in expected}
     found = {key: cases[key].outcome() for key in cases if key[0] != "restart"}
 
