@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""RPC server: compute Fibonacci numbers, and send each reply to the client that asked.
+"""RPC server: compute Fibonacci numbers and send each reply to the client that asked.
 
     producer.py --> (default exchange) --> [queue "rpc_queue"] --> consumer.py
         ^                                                              |
@@ -41,8 +41,8 @@ def main():
     channel.basic_qos(prefetch_count=1)
 
     def on_request(channel, method, properties, body):
-        # Anybody can send us anything. If a bad request crashed us, the broker would
-        # redeliver it, and it would crash the next server, too.
+        # A request can be anything. If a bad one crashed us, the broker would redeliver
+        # it, and it would crash the next server, too.
         if body.isdigit() and len(body) <= 4:
             print(f" [.] fib({int(body)})")
             reply = str(fib(int(body)))

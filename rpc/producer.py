@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""RPC client: ask a server for Fibonacci numbers, and match replies with requests.
+"""RPC client: ask a server for Fibonacci numbers and match replies with requests.
 
     producer.py --> (default exchange) --> [queue "rpc_queue"] --> consumer.py
         ^                                                              |

@@ -8,7 +8,7 @@
 
     python advanced/confirms/consumer.py
 
-It prints a line for every 1000 messages, and waits for more until Ctrl+C.
+It prints a line for every 1000 messages and waits for more until Ctrl+C.
 """
 
 import os

@@ -49,7 +49,7 @@ def queue(channel):
 
 @pytest.fixture
 def ask(start, channel, queue):
-    """ask([b"832040"]) starts the client, and sends these replies to fib(30).
+    """ask([b"832040"]) starts the client and sends these replies to fib(30).
 
     A reply can also be (body, correlation_id). Returns the client and its request.
     """
