@@ -66,14 +66,15 @@ def test_free_worker_does_not_wait_for_a_busy_one(start, tmp_path, prefetch):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_task_of_a_stopped_worker_goes_to_another(start, signum):
     """Step 2."""
-    worker = start(CONSUMER).wait_until_ready()
-    start(PRODUCER, "Resize..").wait()
-    worker.wait_for("Received")
-    other = start(CONSUMER).wait_until_ready()
-    assert worker.stop(signum) == (0 if signum == signal.SIGINT else -signum)
+    workers = [start(CONSUMER).wait_until_ready() for _ in range(2)]
+    producer = start(PRODUCER, "Resize...")
+    wait_until(lambda: any(map(received, workers)), workers)
+    stopped, other = sorted(workers, key=received, reverse=True)
+    assert stopped.stop(signum) == (0 if signum == signal.SIGINT else -signum)
     other.wait_for("Done")
-    assert (done(worker), done(other)) == ([], ["'Resize..'"])
-    assert worker.errors == []
+    assert (done(stopped), done(other)) == ([], ["'Resize...'"])
+    assert stopped.errors == []
+    assert producer.wait() == 0
 
 
 @pytest.mark.faults
