@@ -31,7 +31,6 @@ class NativeBroker(Broker):
             raise ToolError("RabbitMQ isn't installed. Type: make setup")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
-        self._name = f"example-{port}"
         self._processes: list[subprocess.Popen] = []
         config, plugins = f"listeners.tcp.1 = 127.0.0.1:{port}\n", "[]."
         if ui_port:
@@ -60,7 +59,7 @@ class NativeBroker(Broker):
             f"RABBITMQ_{name}": f"{folder}/{file}" for name, file in files.items()
         }
         self.environment |= {
-            "RABBITMQ_NODENAME": f"{self._name}@localhost",
+            "RABBITMQ_NODENAME": f"{folder.name}@localhost",
             "RABBITMQ_DIST_PORT": str(free_port()),
             # By default, an idle thread of RabbitMQ sleeps immediately. Some virtual
             # machines wake it slowly. There, a start takes half the time if it waits
@@ -95,7 +94,7 @@ class NativeBroker(Broker):
             raise ToolError(f"rabbitmq-server didn't start:\n{reason}")
         # By default, a cluster has the name of its first node. Another RabbitMQ can
         # answer on our port while ours still starts, and fails.
-        return properties.get("cluster_name", "").startswith(f"{self._name}@")
+        return properties.get("cluster_name", "").startswith(f"{self.folder.name}@")
 
     def stop(self) -> None:
         if self._processes:
