@@ -38,16 +38,15 @@ def send(broker: Broker, method: str, path: str, content: object = None) -> None
 
 @pytest.fixture
 def set_policy(broker: Broker) -> Iterator[Callable[..., None]]:
-    """set_policy("name", queue, {"max-length": 1}) sets it until the test ends."""
+    """set_policy("name", {"max-length": 1}) sets it until the test ends.
+
+    It applies to new queues immediately, and to existing ones after a moment.
+    """
     names = set()
 
-    def set_policy(name: str, queue: str, definition: dict[str, object]) -> None:
+    def set_policy(name: str, definition: dict[str, object]) -> None:
         names.add(name)
-        policy = {
-            "pattern": f"^{queue}$",
-            "definition": definition,
-            "apply-to": "queues",
-        }
+        policy = {"pattern": ".*", "definition": definition, "apply-to": "queues"}
         send(broker, "PUT", f"policies/%2F/{name}", policy)
 
     yield set_policy
@@ -56,9 +55,9 @@ def set_policy(broker: Broker) -> Iterator[Callable[..., None]]:
 
 
 def test_queue_has_only_one_policy(broker, declare, set_policy):
+    set_policy("limits", {"max-length": 100})
+    set_policy("ttl", {"message-ttl": 60_000})
     queue = declare()
-    set_policy("limits", queue, {"max-length": 100})
-    set_policy("ttl", queue, {"message-ttl": 60_000})
     wait_until(lambda: broker.get(f"queues/%2F/{queue}").get("policy"), "a policy")
     found = broker.get(f"queues/%2F/{queue}")
     keys = {"limits": "max-length", "ttl": "message-ttl"}
@@ -67,12 +66,11 @@ def test_queue_has_only_one_policy(broker, declare, set_policy):
 
 @pytest.mark.parametrize(("argument", "policy"), [(2, 100), (100, 2)])
 def test_lower_limit_of_argument_and_policy_wins(
-    broker, channel, declare, set_policy, argument, policy
+    channel, declare, set_policy, argument, policy
 ):
     # A classic queue's limit is exact. A quorum queue can hold a message more.
+    set_policy("limits", {"max-length": policy})
     queue = declare({"x-queue-type": "classic", "x-max-length": argument})
-    set_policy("limits", queue, {"max-length": policy})
-    wait_until(lambda: broker.get(f"queues/%2F/{queue}").get("policy"), "a policy")
     for _ in range(9):
         channel.basic_publish("", queue, b"x")
     wait_for_message_count(2, channel, queue)
@@ -107,15 +105,14 @@ def test_node_raises_an_alarm_below_50_mb_of_free_disk(broker):
     assert limit() == 50_000_000
 
 
-def test_producer_stands_still_during_an_alarm_unless_the_url_has_a_limit(
-    broker, start
-):
+def test_alarm_stops_producers_and_not_consumers(broker, start):
     script = "work_queue/producer.py"
+    assert start("simple/producer.py", "waiting", "3").wait() == 0
     with disk_alarm(broker):
         silent = start(script, "task")
-        limited = start(
-            script, "task", url=f"{broker.url}?blocked_connection_timeout=1"
-        )
+        url = f"{broker.url}?blocked_connection_timeout=1"
+        limited = start(script, "task", url=url)
+        start("simple/consumer.py").wait_for("Received", times=3)
         assert limited.wait() == 1
         (line,) = limited.errors
         assert documented("ConnectionBlockedTimeout") in line
@@ -126,12 +123,6 @@ def test_producer_stands_still_during_an_alarm_unless_the_url_has_a_limit(
     assert silent.wait() == 0
 
 
-def test_consumer_continues_during_an_alarm(broker, start):
-    assert start("simple/producer.py", "waiting", "3").wait() == 0
-    with disk_alarm(broker):
-        start("simple/consumer.py").wait_for("Received", times=3)
-
-
 # The consumer timeout.
 
 
@@ -139,8 +130,8 @@ def consume_until_cancelled(channel, queue, **options):
     messages = []
     channel.basic_consume(queue, lambda *message: messages.append(message), **options)
     yield  # the consumer has started
-    # Tests close their channel before they delete the queue: if the queue is deleted, the
-    # broker cancels the consumer again, and pika raises KeyError.
+    # Close the channel before you delete the queue. Otherwise the broker cancels the
+    # consumer a second time, and pika raises KeyError.
     while channel.consumer_tags:
         channel.connection.process_data_events(time_limit=30)
     assert len(messages) == 1
@@ -161,12 +152,11 @@ def test_consumer_keeps_the_timeout_it_started_with(
 ):
     if broker.version < (4, 3):
         pytest.skip("before 4.3, the broker checks it once a minute")
+    set_policy("timeout", {"consumer-timeout": 1000})
     queue = declare()
-    set_policy("timeout", queue, {"consumer-timeout": 1000})
-    wait_until(lambda: broker.get(f"queues/%2F/{queue}").get("policy"), "a policy")
     consumer = consume_until_cancelled(channel, queue)
     next(consumer)
-    set_policy("timeout", queue, {"consumer-timeout": 3_600_000})
+    set_policy("timeout", {"consumer-timeout": 3_600_000})
     channel.basic_publish("", queue, b"x")
     list(consumer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 
 from tests.helpers import wait_for_message_count
 from tests.servers import closed_port
-from tools.broker.docker import docker_problem
+from tools.broker import broker_on
+from tools.broker.docker import DockerBroker, docker_problem
 from tools.common import ROOT
 from tools.pages import blocks, sections
 
@@ -100,3 +102,12 @@ def test_exit_statuses_are_those_in_the_table(start):
     finished = start("simple/producer.py").wait()
     found = [finished, 1, 2, interrupted, terminated]
     assert [int(row[0]) for row in table[1:]] == found
+
+
+def test_setup_names_the_compose_project_of_make_broker(monkeypatch):
+    monkeypatch.setattr("tools.broker.uses_docker", lambda: True)
+    broker = broker_on(5672, 15672)
+    assert isinstance(broker, DockerBroker)
+    page = (ROOT / "docs/setup.md").read_text()
+    (project,) = re.findall(r"docker compose -p (\S+) exec rabbitmq rabbitmqctl", page)
+    assert broker._command[-1] == project
