@@ -28,7 +28,7 @@ KILL = "os.kill(os.getpid(), 9)"
 CTRL_C = "raise KeyboardInterrupt"
 
 # At random moments, with 20 orders for each. 100 kills take a few minutes.
-KILLS = 40
+KILLS = 24
 
 
 @pytest.fixture

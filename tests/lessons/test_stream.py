@@ -13,7 +13,7 @@ from tools.common import wait_until
 
 PRODUCER, CONSUMER = "advanced/stream/producer.py", "advanced/stream/consumer.py"
 # For the test with three readers. 50,000 and 20 take a few minutes.
-EVENTS, STOPS = 5_000, 6
+EVENTS, STOPS = 3_000, 6
 
 STREAM = {"x-queue-type": "stream", "x-max-length-bytes": 1_000_000_000}
 
