@@ -53,7 +53,7 @@ def look(broker, folder: Path) -> list[str]:
     assert line in block.text
     port = f"{line}pika.connection.Parameters.DEFAULT_PORT = {broker.port}\n"
     (folder / "look.py").write_text(block.text.replace(line, port))
-    command = [sys.executable, folder / "look.py"]
+    command = [sys.executable, str(folder / "look.py")]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return sorted(output.splitlines())
 
