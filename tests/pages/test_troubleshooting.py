@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.helpers import documented
-from tools.common import ROOT, run
+from tools.common import ROOT
 from tools.pages import sections
 
 # No test can cause these here, and why.

@@ -19,7 +19,7 @@ from functools import partial
 import pika
 import pytest
 
-from tests.helpers import QUORUM, connect, documented
+from tests.helpers import connect, documented
 from tests.scripts.sources import (
     GRACEFUL,
     KINDS,
@@ -213,20 +213,6 @@ def test_existing_exclusive_queue_is_one_line(start, channel):
     channel.queue_declare("hello", exclusive=True)
     line = documented("RESOURCE_LOCKED")
     check_exits_with_one_line(start("simple/consumer.py"), line)
-
-
-def test_full_queue_reads_as_a_refusal(start, broker, channel):
-    channel.queue_declare("task_queue", durable=True, arguments=QUORUM)
-    # A policy, because the lesson declares its queue without a limit.
-    limit = '{"max-length": 1, "overflow": "reject-publish"}'
-    broker.ctl("set_policy", "--apply-to", "queues", "limit", "^task_queue$", limit)
-    try:
-        producer = start("work_queue/producer.py", *["task"] * 20)
-        check_exits_with_one_line(
-            producer, documented("The broker refused the message")
-        )
-    finally:
-        broker.ctl("clear_policy", "limit")
 
 
 def test_idle_consumer_uses_nothing_deprecated_and_exits_on_sigterm(start_all, broker):

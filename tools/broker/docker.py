@@ -15,7 +15,7 @@ COMPOSE_FILE = str(ROOT / "docker-compose.yml")
 
 
 class DockerBroker(Broker):
-    """A service of docker-compose.yml, in a Compose project of its own."""
+    """A service of docker-compose.yml, in its own Compose project."""
 
     kind = "in Docker"
 
