@@ -102,7 +102,7 @@ def test_consumer_prints_any_body(start, channel, lesson):
         channel.basic_publish(exchange, key, body)
     consumer.wait_for("Received", times=len(BODIES))
     for line, body in zip(received(consumer), BODIES, strict=True):
-        assert line.endswith(repr(body.decode(errors="replace")))
+        assert repr(body.decode(errors="replace")) in line
 
 
 @pytest.fixture
