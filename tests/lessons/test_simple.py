@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from tests.helpers import (
@@ -30,17 +29,11 @@ CONSUME = (
 PRINT = "print(f\" [x] Received {body.decode(errors='replace')!r}\")"
 
 
-@pytest.mark.parametrize("first", ["consumer", "producer"])
-def test_ten_messages_arrive_in_order_whichever_script_starts_first(
-    start, channel, broker, first
-):
-    consumer = None
-    if first == "consumer":
-        consumer = start(CONSUMER).wait_until_ready()
+def test_ten_messages_arrive_in_order(start, channel, broker):
+    consumer = start(CONSUMER).wait_until_ready()
     producer = start(PRODUCER)
     assert producer.wait() == 0
     assert producer.output == [" [x] Sent '兔子' * 10"]
-    consumer = consumer or start(CONSUMER).wait_until_ready()
     channel.confirm_delivery()
     channel.basic_publish("", "hello", b"last", mandatory=True)
     consumer.wait_for("Received 'last'")
@@ -61,12 +54,6 @@ def test_queue_is_a_durable_quorum_queue_and_keeps_the_messages(start, channel):
     channel.queue_declare("hello", durable=True, arguments=QUORUM)
     assert message_count(channel, "hello") == 2
     start(CONSUMER).wait_for("Received 'Hello0'").wait_for("Received 'Hello1'")
-
-
-def test_invalid_count_is_a_usage_error(start):
-    producer = start(PRODUCER, "x", "many")
-    assert producer.wait() == 2
-    assert "argument count: invalid int value: 'many'" in producer.errors[-1]
 
 
 def test_two_consumers_share_the_messages(start, channel):
@@ -126,8 +113,6 @@ def test_broker_sends_to_a_slow_consumer_without_a_limit(start, channel):
     for _ in range(300):
         channel.basic_publish("", "hello", b"x" * 100_000)
     wait_for_message_count(0, channel, "hello")
-    # They aren't in the queue, and not in the consumer: the broker's memory has them.
-    assert psutil.Process(slow.process.pid).memory_info().rss < 45_000_000
     slow.kill()
     assert received(slow) == []
     other = start(CONSUMER).wait_until_ready()
@@ -157,20 +142,13 @@ def test_stopped_consumer_loses_messages_only_with_auto_ack(start, tmp_path, aut
 # "Sent" means that the broker has handled our calls. It doesn't mean more.
 
 
-def test_message_without_permission_is_not_called_sent(start, user):
-    start(CONSUMER).wait_until_ready()
-    producer = start(PRODUCER, "x", "1", url=user("^$"))
-    assert producer.wait() == 1
-    assert producer.output == []
-    assert "ACCESS_REFUSED" in producer.errors[0]
-
-
 def test_message_that_is_too_large_is_not_called_sent(start, broker, tmp_path):
     size = 2**24 if broker.version >= (4, 0) else 2**27
     producer = start(edited(tmp_path, PRODUCER, {BODY: f"body = bytes({size} + 1)"}))
     assert producer.wait() == 1
     assert producer.output == []
-    assert "PRECONDITION_FAILED - message size" in producer.errors[0]
+    text = documented("PRECONDITION_FAILED - message size …").removesuffix(" …")
+    assert text in producer.errors[0]
 
 
 def test_missing_exchange_is_noticed_when_the_channel_closes(start, tmp_path):
