@@ -11,12 +11,14 @@ import itertools
 import random
 import re
 import signal
+import time
 from functools import partial
 
 import pytest
 
 from tests.helpers import (
     QUORUM,
+    SETTLED,
     documented,
     done,
     edited,
@@ -351,6 +353,7 @@ def test_idle_worker_that_retries_exits_after_one_ctrl_c_and_another_reconnects(
     start, broker
 ):
     workers = [start(CONSUMER).wait_until_ready() for _ in range(2)]
+    time.sleep(SETTLED)  # a queue that's too young might not survive the kill
     assert start(PRODUCER, "a...", "b...").wait() == 0
     for worker in workers:
         worker.wait_for("Received")
