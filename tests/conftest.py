@@ -63,8 +63,10 @@ def user(session_broker: Broker) -> Callable[[str], str]:
     @functools.cache
     def url(write: str) -> str:
         name = f"user-{uuid.uuid4().hex}"
-        session_broker.ctl("add_user", name, "secret")
-        session_broker.ctl("set_permissions", name, ".*", write, ".*")
+        session_broker.put(f"users/{name}", password="secret", tags="")
+        session_broker.put(
+            f"permissions/%2F/{name}", configure=".*", write=write, read=".*"
+        )
         return session_broker.url.replace("guest:guest", f"{name}:secret")
 
     return url

@@ -142,14 +142,14 @@ def test_failing_task_ends_the_worker_with_a_traceback_and_is_kept(
 
 
 def test_refused_task_is_not_called_sent(start, broker, channel):
-    policy = '{"max-length": 1, "overflow": "reject-publish"}'
-    broker.ctl("set_policy", "full", "^task_queue$", policy, "--apply-to", "queues")
+    limit = {"max-length": 1, "overflow": "reject-publish"}
+    broker.put("policies/%2F/full", pattern="^task_queue$", definition=limit)
     try:
         # A quorum queue refuses messages when it's over its limit, so two or more fit.
         producer = start(PRODUCER, *(f"task {i}" for i in range(20)))
         assert producer.wait() == 1
     finally:
-        broker.ctl("clear_policy", "full")
+        broker.delete("policies/%2F/full")
     (line,) = producer.errors
     refused = documented("The broker refused the message")
     assert line.startswith(f" [!] {refused}. Is the queue full, or")

@@ -132,7 +132,8 @@ def test_unknown_vhost_is_one_line(start_all, broker):
 
 
 def test_vhost_without_permissions_is_one_line(start_all, broker):
-    broker.ctl("add_vhost", "theirs")
+    broker.put("vhosts/theirs")
+    broker.delete("permissions/theirs/guest")
     try:
         (process,) = start_all(
             ["fanout/consumer.py"], url=broken(broker.url, vhost="theirs")
@@ -140,7 +141,7 @@ def test_vhost_without_permissions_is_one_line(start_all, broker):
         text = documented("NOT_ALLOWED - access to vhost …")
         check_exits_with_one_line(process, text, "vhost right?")
     finally:
-        broker.ctl("delete_vhost", "theirs")
+        broker.delete("vhosts/theirs")
 
 
 INVALID_URLS = [

@@ -93,13 +93,29 @@ class Broker(ABC):
         """Return what GET /api/PATH of the management UI's HTTP API returns.
 
         It's a hundred times as fast as ctl(). Raises OSError if there's no response.
-        https://www.rabbitmq.com/docs/management#http-api
+        https://www.rabbitmq.com/docs/http-api-reference
         """
-        request = urllib.request.Request(f"http://localhost:{self.ui_port}/api/{path}")
+        return json.loads(self._request("GET", path))
+
+    def put(self, path: str, **body: object) -> None:
+        """Create what PUT /api/PATH describes, such as a user. See get()."""
+        self._request("PUT", path, body)
+
+    def delete(self, path: str) -> None:
+        """Delete what DELETE /api/PATH names, such as a policy. See get()."""
+        self._request("DELETE", path)
+
+    def _request(self, method: str, path: str, body: object = None) -> bytes:
+        request = urllib.request.Request(
+            f"http://localhost:{self.ui_port}/api/{path}",
+            json.dumps(body).encode() if body is not None else None,
+            method=method,
+        )
         login = base64.b64encode(b"guest:guest").decode()
         request.add_header("Authorization", f"Basic {login}")
+        request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
+            return response.read()
 
     def queues(self) -> list[str]:
         """Return the names of all queues in the vhost /. See get()."""
