@@ -125,7 +125,9 @@ def test_script_retries_every_second_until_it_is_stopped(start, tmp_path):
         status = process.stop(signal.SIGINT)
         assert status == (0 if script == CONSUMER else 130), process
         assert set(process.output[:2]) == {"sleep 1"}, process
-        assert process.count("sleep") == process.count("Retrying."), process
+        # The signal can come before the last "sleep".
+        unslept = process.count("Retrying.") - process.count("sleep")
+        assert unslept in (0, 1), process
         unconfirmed = process.count(documented("Not confirmed: …").rstrip("…"))
         assert unconfirmed == (script != CONSUMER), process
         if script == PRODUCER:
