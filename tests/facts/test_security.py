@@ -1,15 +1,14 @@
-"""Users, permissions, ports and TLS, set up with the commands of docs/production.md."""
+"""Users, permissions, ports and TLS, set up as docs/production.md does it."""
 
 from __future__ import annotations
 
-import base64
+import os
 import re
-import shlex
 import shutil
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import pika
 import psutil
@@ -20,195 +19,132 @@ from tools.broker import uses_docker
 from tools.broker.base import free_port
 from tools.broker.native import NativeBroker
 from tools.common import ROOT
-from tools.pages import blocks, commands
-
-PAGE = "docs/production.md"
+from tools.pages import blocks
 
 
-def typed(program: str) -> list[list[str]]:
-    """Return the page's commands that run a program, each as a list of words."""
-    text = "".join(block.text for block in blocks([PAGE], "console"))
-    lines = [command for command, _ in commands(text.replace("\\\n", ""))]
-    found = [shlex.split(line) for line in lines if line.startswith(f"{program} ")]
-    assert found, f"{PAGE} has no command that begins with {program}"
-    return found
-
-
-def block(kind: str, text: str) -> str:
-    """Return the page's block of that kind that contains a text."""
-    (found,) = [block.text for block in blocks([PAGE], kind) if text in block.text]
+def block(text: str) -> str:
+    """Return the page's block that contains a text."""
+    (found,) = [b.text for b in blocks(["docs/production.md"]) if text in b.text]
     return found
 
 
 @pytest.fixture(scope="module")
 def url_of(session_broker):
-    """url_of("shop") is the URL of a user, as the page creates it."""
-    names = ("admin", "shop", "watcher")
-    for _, command, *arguments in typed("rabbitmqctl"):
-        if command == "add_user":
-            session_broker.ctl(command, *arguments, "secret")
-        elif arguments and arguments[0] in names:
-            session_broker.ctl(command, *arguments)
+    """url_of("shop") is the URL of a user with the page's tag and permissions."""
+    tags = {"admin": "administrator", "shop": "", "watcher": "monitoring"}
+    users = re.findall(r"set_permissions (\w+) '(.*)' '(.*)' '(.*)'", block("add_user"))
+    for name, configure, write, read in [*users, ("watcher", "^$", "^$", "^$")]:
+        session_broker.put(f"users/{name}", password="secret", tags=tags[name])
+        allowed = {"configure": configure, "write": write, "read": read}
+        session_broker.put(f"permissions/%2F/{name}", **allowed)
     return lambda name: session_broker.url.replace("guest:guest", f"{name}:secret")
 
 
-def test_user_can_do_only_what_its_permissions_allow(start, url_of):
-    shop = url_of("shop")
-    assert start("simple/producer.py", url=shop).wait() == 0
-    start("simple/consumer.py", url=shop).wait_for("Received", times=10)
-    refused = {
-        "work_queue/producer.py": "queue 'task_queue'",
-        "work_queue/consumer.py": "queue 'task_queue'",
-        "fanout/producer.py": "exchange 'logs'",
-        "rpc/consumer.py": "queue 'rpc_queue'",
-    }
-    processes = {script: start(script, url=shop) for script in refused}
-    documented("ACCESS_REFUSED - … access to … refused")
-    for script, process in processes.items():
-        assert process.wait() == 1
-        assert process.count(f"access to {refused[script]} in vhost '/' refused") == 1
-        assert "secret" not in str(process)
+def closed(reason: str):
+    return pytest.raises(pika.exceptions.ChannelClosedByBroker, match=reason)
 
 
-def test_permission_for_the_default_exchange_is_for_every_queue(queue, url_of):
+def test_user_can_do_only_what_its_permissions_allow(broker, start, declare, url_of):
+    assert start("simple/producer.py", url=url_of("shop")).wait() == 0
+    start("simple/consumer.py", url=url_of("shop")).wait_for("Received", times=10)
+    queue = declare()
     with pika.BlockingConnection(pika.URLParameters(url_of("shop"))) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
+        # Every queue is bound to the default exchange.
         channel.basic_publish("", queue, b"x", mandatory=True)
-        with pytest.raises(
-            pika.exceptions.ChannelClosedByBroker, match="access to queue 'other'"
-        ):
-            channel.basic_get("other")
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("users", {"admin": 200, "watcher": 401, "shop": 401}),
-        ("queues/%2F/{queue}", {"admin": 200, "watcher": 200, "shop": 401}),
-    ],
-)
-def test_tags_let_users_into_the_management_ui(broker, declare, url_of, path, expected):
-    address = f"http://localhost:{broker.ui_port}/api/" + path.format(queue=declare())
-    found = {}
-    for name in expected:
-        assert f"{name}:secret" in url_of(name)
-        login = base64.b64encode(f"{name}:secret".encode()).decode()
-        request = urllib.request.Request(address)
-        request.add_header("Authorization", f"Basic {login}")
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                found[name] = response.status
-        except urllib.error.HTTPError as error:
-            found[name] = error.code
-    assert found == expected
-
-
-def test_passive_declaration_needs_one_permission_since_4_3_1(broker, declare, url_of):
-    queue = declare()  # with which `shop` may do nothing
-    with pika.BlockingConnection(pika.URLParameters(url_of("shop"))) as connection:
-        channel = connection.channel()
+        with closed("access to exchange 'amq.topic'"):
+            channel.basic_publish("amq.topic", "x", b"x")
+        with closed("access to queue 'task_queue'"):
+            connection.channel().queue_declare("task_queue", durable=True)
         if broker.version < (4, 3, 1):
-            channel.queue_declare(queue, passive=True)
+            connection.channel().queue_declare(queue, passive=True)
         else:
-            with pytest.raises(
-                pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"
-            ):
-                channel.queue_declare(queue, passive=True)
+            with closed(f"access to queue '{queue}'"):
+                connection.channel().queue_declare(queue, passive=True)
 
 
-def test_passive_declaration_of_a_missing_queue_closes_the_channel(channel):
-    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
-        channel.queue_declare("no such queue", passive=True)
-    assert not channel.is_open
+def test_tags_let_users_into_the_management_ui(broker, declare, url_of):
+    def status(path: str, name: str) -> int:
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        address = f"http://localhost:{broker.ui_port}/api/{path}"
+        passwords.add_password(None, address, name, "secret")
+        login = urllib.request.HTTPBasicAuthHandler(passwords)
+        try:
+            return urllib.request.build_opener(login).open(address, timeout=10).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    paths = "users", f"queues/%2F/{declare()}"
+    names = "admin", "watcher", "shop"
+    found = [[status(path, name) for name in names] for path in paths]
+    assert found == [[200, 401, 401], [200, 200, 401]]
+
+
+def test_user_over_the_connection_limit_is_one_line(broker, start, url_of):
+    broker.put("user-limits/watcher/max-connections", value=0)
+    producer = start("simple/producer.py", url=url_of("watcher"))
+    assert producer.wait() == 1
+    (line,) = producer.errors
+    assert documented("connection limit") in line
 
 
 def test_compose_file_publishes_ports_only_on_this_machine():
     compose = (ROOT / "docker-compose.yml").read_text()
     published = re.findall(r'"(.*):(?:5672|15672)"', compose)
     assert len(published) == 6
-    assert all(address.startswith("127.0.0.1:") for address in published), published
+    assert all(address.startswith("127.0.0.1:") for address in published)
 
 
 @pytest.fixture
-def native(tmp_path) -> Iterator[NativeBroker]:
-    """A broker that hasn't started, with its files in tmp_path/node."""
-    if uses_docker():
-        pytest.skip("The configuration file of a broker in Docker isn't ours.")
-    broker = NativeBroker(free_port(), tmp_path / "node")
+def other_broker(tmp_path):
+    """A broker with the page's files. Its port for TLS is in `tls_port`."""
+    if uses_docker() or not shutil.which("openssl"):
+        pytest.skip("This requires openssl, and a broker whose configuration is ours.")
+    commands = block("openssl req").replace("$ ", "").partition("sudo ")[0]
+    commands = commands.replace("broker.example", "localhost")
+    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True)
+    broker = NativeBroker(free_port(), tmp_path / "node", free_port())
+    broker.tls_port = free_port()
+    local = block("listeners.tcp.1").replace("5672", str(broker.port))
+    local += f"management.tcp.port = {broker.ui_port}\nprometheus.tcp.port = 0\n"
+    tls = block("listeners.ssl").replace("/etc/rabbitmq", str(tmp_path))
+    tls = tls.replace("listeners.tcp = none", "").replace("5671", str(broker.tls_port))
+    (broker.folder / "rabbitmq.conf").write_text(local + tls)
+    plugins = "[rabbitmq_management,rabbitmq_prometheus]."
+    (broker.folder / "enabled_plugins").write_text(plugins)
+    broker.start()
     yield broker
     broker.remove()
 
 
-def configure(broker: NativeBroker, lines: str) -> None:
-    with (broker.folder / "rabbitmq.conf").open("a") as file:
-        file.write(lines)
-
-
 @pytest.mark.faults  # it starts another broker
-def test_three_lines_keep_the_broker_local(native):
-    lines = block("ini", "listeners.tcp.1").replace("5672", str(native.port))
-    ui, metrics = free_port(), free_port()
-    lines += f"management.tcp.port = {ui}\nprometheus.tcp.port = {metrics}\n"
-    (native.folder / "rabbitmq.conf").write_text(lines)
-    plugins = native.folder / "enabled_plugins"
-    plugins.write_text("[rabbitmq_management,rabbitmq_prometheus].")
-    native.start()
-    native.ctl("await_startup")
-    processes = psutil.Process().children(recursive=True)
-    addresses = {
+def test_ports_are_local_and_scripts_trust_only_the_authority_and_host(
+    start, other_broker, tmp_path, monkeypatch
+):
+    listeners = [
         connection.laddr
-        for process in processes
+        for process in psutil.Process().children(recursive=True)
         for connection in process.net_connections()
         if connection.status == psutil.CONN_LISTEN
-    }
-    assert addresses >= {("127.0.0.1", p) for p in (native.port, ui, metrics)}
-    assert {address.ip for address in addresses} <= {"127.0.0.1", "::1"}
-
-
-@pytest.fixture
-def tls(native, tmp_path) -> int:
-    """The port of a broker with the page's certificates, which are in tmp_path."""
-    if not shutil.which("openssl"):
-        pytest.skip("There's no openssl command.")
-    for command in typed("openssl"):
-        command = [word.replace("broker.example", "localhost") for word in command]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    port = free_port()
-    config = block("ini", "listeners.ssl").replace("/etc/rabbitmq", str(tmp_path))
-    # native.start() waits for the port without TLS, which opens first.
-    config = config.replace("listeners.tcp = none\n", "")
-    configure(native, config.replace("5671", str(port)))
-    native.start()
-    native.ctl("await_startup")
-    return port
-
-
-@pytest.mark.faults  # it starts another broker
-def test_scripts_trust_only_the_certificates_authority_and_host(start, tls, tmp_path):
-    url = f"amqps://guest:guest@localhost:{tls}/%2F"
-    trusted = {"url": url, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-    producer = start("simple/producer.py", **trusted)
-    assert producer.wait() == 0, producer
-    start("simple/consumer.py", **trusted).wait_for("Received", times=10)
-    assert start("work_queue/producer.py", "task", **trusted).wait() == 0
-    start("work_queue/consumer.py", **trusted).wait_for("Done 'task'")
-
-    other_host = trusted | {"url": url.replace("localhost", "127.0.0.1")}
-    for options, reason in [
-        ({"url": url}, documented("CERTIFICATE_VERIFY_FAILED")),
-        (other_host, "certificate is not valid for '127.0.0.1'"),
+        and connection.laddr.port != other_broker.tls_port
+    ]
+    assert {address.ip for address in listeners} <= {"127.0.0.1", "::1"}
+    url = f"amqps://guest:guest@localhost:{other_broker.tls_port}/%2F"
+    authority = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    for script in ("simple/producer.py", "work_queue/producer.py"):
+        assert start(script, url=url, **authority).wait() == 0
+    other_host = url.replace("localhost", "127.0.0.1")
+    for address, environment, reason in [
+        (url, {}, documented("CERTIFICATE_VERIFY_FAILED")),
+        (other_host, authority, "certificate is not valid for '127.0.0.1'"),
     ]:
-        process = start("simple/producer.py", **options)
+        process = start("simple/producer.py", url=address, **environment)
         assert process.wait() == 1
         (line,) = process.errors
-        assert line.startswith(" [!] Can't connect to RabbitMQ: ")
         assert reason in line
-
-    # What the page shows for an app: it trusts the authority in this connection only.
-    code = block("python", "SSLOptions").replace("broker.example", "localhost")
-    code = code.replace("5671", str(tls)).replace("ca.pem", str(tmp_path / "ca.pem"))
-    names: dict[str, pika.ConnectionParameters] = {}
-    exec(code.replace('"shop", "secret"', '"guest", "guest"'), names)
-    with pika.BlockingConnection(names["parameters"]) as connection:
-        assert connection.is_open
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMQP_URL", url)
+    names = {"os": os, "pika": pika, "ssl": ssl}
+    exec(block("pika.SSLOptions("), names)
+    assert pika.BlockingConnection(names["parameters"]).is_open
