@@ -18,7 +18,7 @@ from tests.helpers import documented
 from tools.broker import uses_docker
 from tools.broker.base import free_port
 from tools.broker.native import NativeBroker
-from tools.common import ROOT
+from tools.common import ROOT, wait_until
 from tools.pages import blocks
 
 
@@ -97,40 +97,42 @@ def test_compose_file_publishes_ports_only_on_this_machine():
 
 
 @pytest.fixture
-def other_broker(tmp_path):
-    """A broker with the page's files. Its port for TLS is in `tls_port`."""
+def ports(tmp_path):
+    """The ports of a broker that has the page's files, in the order of its lines."""
     if uses_docker() or not shutil.which("openssl"):
         pytest.skip("This requires openssl, and a broker whose configuration is ours.")
     commands = block("openssl req").replace("$ ", "").partition("sudo ")[0]
     commands = commands.replace("broker.example", "localhost")
     subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True)
-    broker = NativeBroker(free_port(), tmp_path / "node", free_port())
-    broker.tls_port = free_port()
-    local = block("listeners.tcp.1").replace("5672", str(broker.port))
-    local += f"management.tcp.port = {broker.ui_port}\nprometheus.tcp.port = 0\n"
-    tls = block("listeners.ssl").replace("/etc/rabbitmq", str(tmp_path))
-    tls = tls.replace("listeners.tcp = none", "").replace("5671", str(broker.tls_port))
-    (broker.folder / "rabbitmq.conf").write_text(local + tls)
+    amqp, ui, metrics, tls = ports = [free_port() for _ in range(4)]
+    broker = NativeBroker(amqp, tmp_path / "node")
+    config = block("listeners.tcp.1").replace("5672", str(amqp))
+    config += f"management.tcp.port = {ui}\nprometheus.tcp.port = {metrics}\n"
+    config += block("listeners.ssl").replace("listeners.tcp = none", "")
+    config = config.replace("5671", str(tls)).replace("/etc/rabbitmq", str(tmp_path))
+    (broker.folder / "rabbitmq.conf").write_text(config)
     plugins = "[rabbitmq_management,rabbitmq_prometheus]."
     (broker.folder / "enabled_plugins").write_text(plugins)
     broker.start()
-    yield broker
+    yield ports
     broker.remove()
+
+
+def listeners() -> list:
+    """Return the addresses on which this test's brokers listen."""
+    processes = psutil.Process().children(recursive=True)
+    found = [c for process in processes for c in process.net_connections()]
+    return [c.laddr for c in found if c.status == psutil.CONN_LISTEN]
 
 
 @pytest.mark.faults  # it starts another broker
 def test_ports_are_local_and_scripts_trust_only_the_authority_and_host(
-    start, other_broker, tmp_path, monkeypatch
+    start, ports, tmp_path, monkeypatch
 ):
-    listeners = [
-        connection.laddr
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr.port != other_broker.tls_port
-    ]
-    assert {address.ip for address in listeners} <= {"127.0.0.1", "::1"}
-    url = f"amqps://guest:guest@localhost:{other_broker.tls_port}/%2F"
+    wait_until(lambda: {*ports} <= {address.port for address in listeners()}, ports)
+    local = "127.0.0.1", "::1"
+    assert {a.port for a in listeners() if a.ip not in local} == {ports[-1]}
+    url = f"amqps://guest:guest@localhost:{ports[-1]}/%2F"
     authority = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
     for script in ("simple/producer.py", "work_queue/producer.py"):
         assert start(script, url=url, **authority).wait() == 0
