@@ -11,7 +11,8 @@
     python advanced/dead_letter/producer.py                      sends four orders
     python advanced/dead_letter/producer.py '{"item": "tea"}'    sends one
 
-Of the four, the second one is cut off, and the third one kills the consumer.
+Start consumer.py first, because it declares the queue. Of the four orders, the second
+one is cut off, and the third one kills the consumer.
 """
 
 import os
@@ -33,17 +34,6 @@ def main():
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
 
-    # Both scripts declare the queue with the same arguments. The consumer explains
-    # them. It also declares the exchange and the queue for dead letters.
-    arguments = {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": 3,
-        "x-dead-letter-exchange": "dead_letters",
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-    channel.queue_declare(queue="orders", durable=True, arguments=arguments)
-
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
     # the message on disk, and raises an exception if it refuses or disconnects.
     channel.confirm_delivery()
@@ -54,7 +44,7 @@ def main():
             routing_key="orders",
             body=order.encode(),
             properties=pika.BasicProperties(content_type="application/json"),
-            mandatory=True,  # raise an exception if no queue gets the order
+            mandatory=True,  # raise an exception if the queue doesn't exist
         )
         print(f" [x] Sent {order!r}")
     connection.close()

@@ -26,10 +26,7 @@ DELAYS = [1, 3, 9]  # seconds before the second, third and fourth attempt
 
 
 def send_email(email, attempt):
-    """Send one email. Here: one attempt fails for each dot.
-
-    Yours needs a time limit, such as smtplib.SMTP(host, timeout=30).
-    """
+    """Send one email. Yours needs a time limit. Here, an attempt fails for each dot."""
     if attempt <= email.count("."):
         raise ConnectionError("the mail server doesn't answer")
 
@@ -59,8 +56,7 @@ def main():
     emails = dead_letters_to("dead_emails") | {"x-delivery-limit": 3}
     channel.queue_declare(queue="emails", durable=True, arguments=emails)
 
-    # One delay queue for each delay. No script consumes from it: after x-message-ttl,
-    # an email there is a dead letter, and the broker moves it back to the queue emails.
+    # Nobody consumes from these. After x-message-ttl, an email goes back to emails.
     for delay in DELAYS:
         wait = dead_letters_to("emails") | {"x-message-ttl": delay * 1000}  # in ms
         queue = f"emails_wait_{delay}s"
@@ -86,8 +82,7 @@ def main():
                 queue = f"emails_wait_{DELAYS[attempt - 1]}s"
             print(f" [!] Failed {email!r}: {error}. Next: {queue}", file=sys.stderr)
 
-            # Keep the sender's headers, but neither the broker's (x-...) nor CC, which
-            # would send a copy of the email to other queues again.
+            # Keep the sender's headers, except CC (copies) and the broker's (x-...).
             for name in list(headers):
                 if name.startswith("x-") or name == "CC":
                     del headers[name]

@@ -11,7 +11,8 @@
 
     python advanced/retry/producer.py Hello Invoice..
 
-One attempt fails for each dot. Without arguments, it sends three emails.
+Start consumer.py first, because it declares the queues. One attempt fails for each dot.
+Without arguments, this script sends three emails.
 """
 
 import os
@@ -34,18 +35,6 @@ def main():
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
 
-    # Both scripts declare the queue with the same arguments. The consumer explains
-    # them. It also declares the other queues.
-    arguments = {
-        "x-queue-type": "quorum",
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": "dead_emails",
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-        "x-delivery-limit": 3,
-    }
-    channel.queue_declare(queue="emails", durable=True, arguments=arguments)
-
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
     # the message on disk, and raises an exception if it refuses or disconnects.
     channel.confirm_delivery()
@@ -55,7 +44,7 @@ def main():
             exchange="",
             routing_key="emails",
             body=email.encode(),
-            mandatory=True,  # raise an exception if no queue gets the email
+            mandatory=True,  # raise an exception if the queue doesn't exist
         )
         print(f" [x] Sent {email!r}")
     connection.close()
