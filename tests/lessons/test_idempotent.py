@@ -152,7 +152,7 @@ def test_order_is_sold_once_wherever_the_consumer_stops(run, tmp_path, channel):
 
 def test_order_is_sent_wherever_the_producer_is_killed(run, tmp_path):
     # Before which line, and how many of its two orders the next run sends.
-    stops = {MESSAGE: 0, CONFIRMS: 2, DELETE: 2, SENT: 1}
+    stops = {MESSAGE: 0, CONFIRMS: 2, SENT: 1, DELETE: 2}
     for line, sent in stops.items():
         producer = run(PRODUCER, "pen", "pen", edit={line: f"{KILL}\n{line}"})
         assert producer.wait() == -signal.SIGKILL
