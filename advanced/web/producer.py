@@ -67,7 +67,7 @@ def run_publisher():
                 channel = None
 
         if not confirmed or not confirmed.set_running_or_notify_cancel():
-            continue
+            continue  # nothing to publish, or publish() has given up
         try:
             if not channel:
                 channel = open_channel()
@@ -87,8 +87,8 @@ def run_publisher():
             confirmed.set_exception(error)  # the channel still works
         except Exception as error:
             confirmed.set_exception(error)
-            # We don't know what this channel does next. For example, a late confirm
-            # would pass for that of the next message. So open another connection.
+            # The broker or pika has usually closed the channel. Open another connection
+            # for the next message, because that works after any error.
             with contextlib.suppress(Exception):
                 channel.connection.close()
             channel = None
@@ -113,10 +113,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal():
-            return self.respond(411, "Content-Length is missing.")
-        if len(size) > 4:
-            return self.respond(413, "At most 9999 bytes.")
+        if not size.isdecimal() or len(size) > 4:
+            return self.respond(400, "Content-Length must be a number up to 9999.")
         body = self.rfile.read(int(size))
         if not body or len(body) < int(size):
             return self.respond(400, "The body is empty or incomplete.")
