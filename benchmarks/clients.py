@@ -10,7 +10,6 @@ https://www.rabbitmq.com/tutorials
 
 import asyncio
 import os
-import socket
 import sys
 import time
 import uuid
@@ -110,44 +109,6 @@ def publish_select_connection(count):
     connection.ioloop.start()
 
 
-def publish_raw_socket(count):
-    """Keep confirms in flight, and send frames that were encoded once.
-
-    No client could be faster. This one logs in without waiting for the replies.
-    """
-    spec, user = pika.spec, PARAMETERS.credentials
-    login = f"\0{user.username}\0{user.password}"
-    opening = [
-        pika.frame.ProtocolHeader(),
-        pika.frame.Method(0, spec.Connection.StartOk({}, "PLAIN", login, "en_US")),
-        pika.frame.Method(0, spec.Connection.TuneOk(1, 131072, 0)),
-        pika.frame.Method(0, spec.Connection.Open(PARAMETERS.virtual_host)),
-        pika.frame.Method(1, spec.Channel.Open()),
-        pika.frame.Method(1, spec.Confirm.Select()),
-    ]
-    properties = pika.BasicProperties(delivery_mode=2, message_id=f"{RUN_ID}-12345")
-    publish = spec.Basic.Publish(routing_key="confirms", mandatory=True)
-    message = (
-        pika.frame.Method(1, publish).marshal()
-        + pika.frame.Header(1, 100, properties).marshal()
-        + pika.frame.Body(1, body(12345)).marshal()
-    )
-    sent = confirmed = 0
-    data = b""
-    with socket.create_connection((PARAMETERS.host, PARAMETERS.port)) as connection:
-        connection.sendall(b"".join(frame.marshal() for frame in opening))
-        while confirmed < count:
-            room = min(count, confirmed + WINDOW) - sent
-            connection.sendall(message * room)
-            sent += room
-            data += connection.recv(65536)
-            while (decoded := pika.frame.decode_frame(data))[1]:
-                length, frame = decoded
-                data = data[length:]
-                if isinstance(frame.method, spec.Basic.Ack):
-                    confirmed = frame.method.delivery_tag
-
-
 def consume(prefetch):
     """Acknowledge each message, until the process is killed."""
     channel = pika.BlockingConnection(PARAMETERS).channel()
@@ -205,7 +166,6 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     "publish-one-at-a-time": publish_one_at_a_time,
     "publish-aio-pika": publish_aio_pika,
     "publish-select-connection": publish_select_connection,
-    "publish-raw-socket": publish_raw_socket,
     "consume": consume,
     "worker": worker,
     "rpc-client": rpc_client,

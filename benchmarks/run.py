@@ -114,7 +114,7 @@ class Bench:
         return count / float(last_line.split()[-2])
 
     def consume(self, command: str, count: int) -> float:
-        self.publish(f"{CLIENTS} publish-raw-socket", count)
+        self.publish(f"{CLIENTS} publish-select-connection", count)
         watch = Watch(1 + count // 1000, "Waiting", "Received")  # a line for 1000
         with self.running(command, watch):
             seconds = watch.seconds()
@@ -183,8 +183,7 @@ MEASUREMENTS = [
         "Publish: messages per second",
         "advanced/confirms and aio-pika keep up to 2000 confirms in flight. *pika's "
         "ceiling* is a `SelectConnection` that does the same, but doesn't remember "
-        "which messages these are. The *raw socket* sends frames that it has encoded "
-        "once.",
+        "which messages these are, so it couldn't send them again.",
         Bench.publish,
         {
             "advanced/confirms": ("advanced/confirms/producer.py", 100_000),
@@ -192,7 +191,6 @@ MEASUREMENTS = [
             "no confirms": (f"{CLIENTS} publish-no-confirms", 50_000),
             "aio-pika": (f"{CLIENTS} publish-aio-pika", 20_000),
             "pika's ceiling": (f"{CLIENTS} publish-select-connection", 100_000),
-            "raw socket": (f"{CLIENTS} publish-raw-socket", 100_000),
         },
     ),
     Measurement(
