@@ -7,7 +7,6 @@ import random
 import time
 from typing import Any
 
-from tests.helpers import SETTLED
 from tools.common import wait_until
 from tools.script import ScriptProcess
 
@@ -23,7 +22,6 @@ class WorkerPool:
         self.workers = [self.start() for _ in range(size)]
         for worker in self.workers:
             worker.wait_until_ready()
-        self.settled = time.monotonic() + SETTLED
 
     def _on_line(self, line: str) -> None:
         if " [x] Received " in line:
@@ -35,29 +33,17 @@ class WorkerPool:
     def start(self) -> ScriptProcess:
         return self._start(self._script, on_line=self._on_line, **self._options)
 
-    def kill(self) -> None:
-        """Kill a worker, and start another in its place."""
-        i = random.randrange(len(self.workers))
-        self.workers[i].kill()
-        self.workers[i] = self.start()
-
     def kill_some(self, kills: int, tasks: list[str]) -> None:
-        """Kill workers at random moments, counted in received tasks."""
+        """Kill workers at random moments. Start another in the place of each."""
         last = len(tasks) - len(self.workers)
         for moment in sorted(random.sample(range(2, last), kills)):
             self.wait_for_received(moment)
-            self.kill()
+            i = random.randrange(len(self.workers))
+            self.workers[i].kill()
+            self.workers[i] = self.start()
 
     def wait_for_received(self, count: int) -> None:
         wait_until(lambda: len(self.received) >= count, self)
-
-    def wait_for_sent(self, count: int, producer: ScriptProcess) -> None:
-        """Wait for tasks to be confirmed, and until we can kill the broker."""
-        wait_until(
-            lambda: len(producer.output) >= count and time.monotonic() > self.settled,
-            producer,
-            90,
-        )
 
     def wait_for_done(self, tasks: list[str]) -> None:
         wanted = {repr(task) for task in tasks}
