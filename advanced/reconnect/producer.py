@@ -10,7 +10,7 @@
     python advanced/reconnect/producer.py                       sends four tasks
     python advanced/reconnect/producer.py 'Resize.' 'Upload..'  a second for each dot
 
-It prints 'Sent' once the broker has confirmed a task, and retries until it has.
+It retries until the broker has confirmed a task. Then it prints 'Sent'.
 """
 
 import itertools
