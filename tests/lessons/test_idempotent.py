@@ -27,7 +27,7 @@ DATABASES = {"orders": "orders.db", "outbox": "orders.db", "sales": "sales.db"}
 
 # Lines of the producer, and of the consumer.
 MESSAGE = 'database.execute("INSERT INTO outbox VALUES (?, ?)", row)'
-CONFIRMS = "channel.confirm_delivery()"
+DECLARE = 'channel.queue_declare(queue="purchases", durable=True, arguments=quorum)'
 PUBLISH = "channel.basic_publish("
 DELETE = 'database.execute("DELETE FROM outbox WHERE id = ?", [order_id])'
 SENT = 'print(f" [x] Sent {item!r}")'
@@ -111,7 +111,7 @@ def test_order_is_stored_while_the_broker_is_down_and_sent_later(run):
 
 
 def test_unroutable_order_stays_in_the_outbox(run):
-    no_queue = {CONFIRMS: f'{CONFIRMS}\nchannel.queue_delete("purchases")'}
+    no_queue = {DECLARE: f'{DECLARE}\nchannel.queue_delete("purchases")'}
     producer = run(PRODUCER, "vase", edit=no_queue)
     assert producer.wait() == 1
     assert producer.errors[0].startswith(" [!] UnroutableError")
@@ -152,7 +152,7 @@ def test_order_is_sold_once_wherever_the_consumer_stops(run, tmp_path, channel):
 
 def test_order_is_sent_wherever_the_producer_is_killed(run, tmp_path):
     # Before which line, and how many of its two orders the next run sends.
-    stops = {MESSAGE: 0, CONFIRMS: 2, SENT: 1, DELETE: 2}
+    stops = {MESSAGE: 0, DECLARE: 2, SENT: 1, DELETE: 2}
     for line, sent in stops.items():
         producer = run(PRODUCER, "pen", "pen", edit={line: f"{KILL}\n{line}"})
         assert producer.wait() == -signal.SIGKILL
