@@ -33,6 +33,7 @@ CONSUMER = "advanced/web/consumer.py"
 PRODUCER = "advanced/web/producer.py"
 QUEUE = "signups"
 QUEUE_PROCESS = "{'%2F_signups',node()}"  # in the broker
+CONFIRMS = "channel.confirm_delivery()"  # a line of the producer
 REQUEST = b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\n"
 
 # The server responds within 5 seconds of a request. This leaves a slow machine time.
@@ -152,7 +153,7 @@ def test_port_that_cannot_be_used_is_one_line(start):
 # 503, and 202 again afterwards.
 
 
-def test_responds_503_with_the_reason(start, channel, broker, user):
+def test_responds_503_with_the_reason(start, channel, broker, user, tmp_path):
     documented("Not confirmed: …")
 
     def refused(server, reason, times=1):
@@ -161,6 +162,8 @@ def test_responds_503_with_the_reason(start, channel, broker, user):
 
     server = Server(start)
     refused(server, "the queue doesn't exist. Start consumer.py first")
+    careless = Server(start, edited(tmp_path, PRODUCER, {CONFIRMS: ""}))
+    assert careless.post("alice") == (202, "Accepted.")  # although it's lost
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
     channel.queue_declare(QUEUE, durable=True, arguments=QUORUM | full)
     wait_until(lambda: server.post("bob")[0] == 503, "a full queue")
