@@ -33,17 +33,21 @@ def start_busy(start, lesson, *tasks, script=None):
 
 
 @both_signals
-def test_stopped_worker_finishes_only_its_task(start, channel, lesson, signum):
-    worker = start_busy(start, lesson, "mine..", "not mine")
-    assert worker.stop(signum) == 0
-    assert received(worker) == done(worker) == ["'mine..'"]
-    assert worker.errors == []
-    method, properties, body = get(channel, LESSONS[lesson].queue)
-    # Nobody has received it before, not even in advance.
-    assert (body, method.redelivered) == (b"not mine", False)
-    assert properties.delivery_mode == 2
-    idle = start_busy(start, lesson, "quick").wait_for("Done")
-    assert idle.stop(signum) == 0
+def test_stopped_worker_finishes_only_its_task(start, channel, signum):
+    workers = {}
+    for lesson in WORKERS:
+        workers[lesson] = start_busy(start, lesson, "mine..", "not mine")
+        workers[lesson].process.send_signal(signum)
+    for lesson, worker in workers.items():
+        assert worker.wait() == 0
+        assert received(worker) == done(worker) == ["'mine..'"]
+        assert worker.errors == []
+        method, properties, body = get(channel, LESSONS[lesson].queue)
+        # Nobody has received it before, not even in advance.
+        assert (body, method.redelivered) == (b"not mine", False)
+        assert properties.delivery_mode == 2
+        idle = start_busy(start, lesson, "quick").wait_for("Done")
+        assert idle.stop(signum) == 0
 
 
 @both_signals
@@ -129,10 +133,10 @@ def test_task_over_consumer_timeout_is_redelivered(start, broker, tmp_path, less
         assert "consumer_timeout" in line
 
 
-@pytest.mark.usefixtures("consumer_timeout")
-def test_consumer_can_have_its_own_timeout_since_4_3(start, broker, tmp_path):
+def test_consumer_can_have_its_own_timeout_since_4_3(start, broker, request, tmp_path):
     if broker.version < (4, 3):
         pytest.skip("Since 4.3.")
+    request.getfixturevalue("consumer_timeout")
     consume = 'channel.basic_consume(queue="videos", on_message_callback=on_message)'
     limit = ', arguments={"x-consumer-timeout": 7200000})'
     own = {consume: consume.removesuffix(")") + limit}

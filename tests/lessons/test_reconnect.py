@@ -56,23 +56,14 @@ def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
 ):
     (tmp_path / "sitecustomize.py").write_text(NOISY_SLEEP)
     with ExitStack() as stack:
-        closed, silent, reset, web = map(
-            stack.enter_context,
-            (
-                closed_port(),
-                silent_server(),
-                answering_server(b""),
-                answering_server(b"HTTP/1.1 4"),
-            ),
-        )
+        servers = closed_port(), silent_server(), answering_server(b"")
+        closed, silent, reset = map(stack.enter_context, servers)
         urls = [
-            f"amqp://127.0.0.1:{closed}/%2F",
             f"amqp://[::1]:{closed}/%2F",
             f"amqp://nowhere.invalid:{closed}/%2F",
             f"amqp://127.0.0.1:{silent}/%2F?stack_timeout=1",
             f"amqp://127.0.0.1:{reset}/%2F",
             f"amqps://127.0.0.1:{reset}/%2F",
-            f"amqp://127.0.0.1:{web}/%2F",
             broker.url,
         ]
         environment = {"url": ",".join(urls), "PYTHONPATH": str(tmp_path)}
