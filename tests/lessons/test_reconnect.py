@@ -227,8 +227,8 @@ def test_cluster_loses_no_task_and_continues_without_its_leader(report):
         pool = WorkerPool(start, CONSUMER, 2, url=url)
         time.sleep(SETTLED)
         for stop in (DockerBroker.kill, DockerBroker.stop):
-            (queue,) = nodes[0].get("queues/%2F?columns=leader")
-            leader = next(n for n in nodes if queue["leader"] == f"rabbit@{n.service}")
+            listed = nodes[0].ctl("list_queues", "--silent", "leader").strip()
+            leader = next(node for node in nodes if listed == f"rabbit@{node.service}")
             tasks = [f"{stop.__name__} {i}" for i in range(2000)]
             producer = start(PRODUCER, *tasks, url=url)
             producer.wait_for("Sent", times=100)
