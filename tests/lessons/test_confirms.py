@@ -184,7 +184,7 @@ def test_one_acknowledgement_is_for_many_messages_unless_the_prefetch_is_1(
         assert consumer.stop(signal.SIGINT) == 0
         counts.append(consumer.count("ack"))
     assert counts[0] < 200
-    assert counts[1] in (999, 1000)
+    assert counts[1] >= 999
 
 
 def test_consumer_takes_1000_messages_in_advance_which_are_requeued_when_it_exits(

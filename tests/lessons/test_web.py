@@ -146,8 +146,8 @@ def test_port_that_cannot_be_used_is_one_line(start):
     for port in (str(Server(start).port), "70000"):
         other = start(PRODUCER, port)
         assert other.wait() == 1
-        (line,) = [*other.output, *other.errors]
-        assert line.startswith(f" [!] Can't listen on port {port}: ")
+        assert (len(other.output), len(other.errors)) == (0, 1)
+        assert other.errors[0].startswith(f" [!] Can't listen on port {port}: ")
 
 
 # 503, and 202 again afterwards.

@@ -129,8 +129,8 @@ class Broker(ABC):
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Suspend the node for the length of a `with` block."""
-        self.freeze()
         try:
+            self.freeze()
             yield
         finally:
             self.thaw()

@@ -8,9 +8,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
+
 from tools.broker.base import Broker, check_path, free_port
 from tools.broker.debian import DEBIAN
-from tools.common import ToolError, run
+from tools.common import ToolError, run, wait_until
 
 
 class NativeBroker(Broker):
@@ -115,6 +117,10 @@ class NativeBroker(Broker):
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
+        # The node is a child of the script rabbitmq-server. It stops a moment later.
+        node = psutil.Process(self._processes[-1].pid).children()
+        stopped = psutil.STATUS_STOPPED
+        wait_until(lambda: all(p.status() == stopped for p in node), "SIGSTOP")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
