@@ -332,10 +332,15 @@ print(attempt("last"))
 def test_publish_in_another_program(start, queue, broker, tmp_path):
     functions = (ROOT / PRODUCER).read_text().split("\nif __name__")[0]
     (tmp_path / "app.py").write_text(functions + PROGRAM)
-    # The limit's default since 4.0.
-    broker.ctl("eval", "application:set_env(rabbit, max_message_size, 16777216).")
-    program = start(str(tmp_path / "app.py"))
-    assert program.wait() == 0, program
+    limit = "application:set_env(rabbit, max_message_size, {})."
+    try:
+        if broker.version < (4, 0):
+            broker.ctl("eval", limit.format(2**24))  # the default since 4.0
+        program = start(str(tmp_path / "app.py"))
+        assert program.wait() == 0, program
+    finally:
+        if broker.version < (4, 0):
+            broker.ctl("eval", limit.format(2**27))
     assert program.output == [
         "2 1",
         "AttributeError AttributeError ChannelClosedByBroker confirmed 1",
