@@ -53,6 +53,13 @@ def starting(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
                     channel.exchange_delete(exchange)
 
 
+def run_script(start: Callable, script: str, *args: str, **options: str) -> list[str]:
+    """Start a script, and check that it exits with status 0. Return its output."""
+    process = start(script, *args, **options)
+    assert process.wait() == 0, process
+    return process.output
+
+
 def edited(folder: Path, script: str, lines: dict[str, str]) -> str:
     """Return the path of a copy of a script with other lines in place of some.
 

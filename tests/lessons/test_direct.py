@@ -4,7 +4,7 @@ import signal
 
 import pika
 
-from tests.helpers import edited, received
+from tests.helpers import edited, received, run_script
 
 PRODUCER, CONSUMER = "direct/producer.py", "direct/consumer.py"
 # Lines of consumer.py.
@@ -12,20 +12,14 @@ DECLARE = 'result = channel.queue_declare(queue="", exclusive=True)'
 NAME = "queue = result.method.queue"
 
 
-def publish(start, *arguments):
-    producer = start(PRODUCER, *arguments)
-    assert producer.wait() == 0, producer
-    return producer.output
-
-
 def test_consumers_get_the_severities_that_they_name(start):
     everything = start(CONSUMER).wait_until_ready()
     errors = start(CONSUMER, "error").wait_until_ready()
     capital = start(CONSUMER, "error", "Error").wait_until_ready()
-    assert publish(start) == [" [x] Sent 'info': 'Hello World!'"]
-    publish(start, "warning", "almost")
-    publish(start, "Error", "capital")
-    publish(start, "error", "full")
+    assert run_script(start, PRODUCER) == [" [x] Sent 'info': 'Hello World!'"]
+    run_script(start, PRODUCER, "warning", "almost")
+    run_script(start, PRODUCER, "Error", "capital")
+    run_script(start, PRODUCER, "error", "full")
     everything.wait_for("full")
     errors.wait_for("full")
     capital.wait_for("full")
@@ -64,7 +58,7 @@ def test_durable_subscriber_keeps_its_old_bindings(start, channel, tmp_path):
     try:
         start(subscriber, "info", "error").wait_until_ready().stop(signal.SIGINT)
         consumer = start(subscriber, "error").wait_until_ready()
-        publish(start, "info", "old")
+        run_script(start, PRODUCER, "info", "old")
         consumer.wait_for("Received 'info': 'old'")
         channel.queue_unbind("log_archive", "direct_logs", "info")
         assert start(PRODUCER, "info", "unbound").wait() == 1

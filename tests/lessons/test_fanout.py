@@ -2,7 +2,7 @@
 
 import signal
 
-from tests.helpers import documented, edited, received
+from tests.helpers import documented, edited, received, run_script
 from tools.common import wait_until
 from tools.pages import blocks
 
@@ -13,16 +13,10 @@ NAME = "queue = result.method.queue"
 BIND = 'channel.queue_bind(queue=queue, exchange="logs")'
 
 
-def publish(start, *message):
-    producer = start(PRODUCER, *message)
-    assert producer.wait() == 0, producer
-    return producer.output
-
-
 def test_every_consumer_gets_its_own_copy(start):
     consumers = [start(CONSUMER).wait_until_ready() for _ in range(2)]
-    assert publish(start) == [" [x] Sent 'info: Hello World!'"]
-    publish(start, "second")
+    assert run_script(start, PRODUCER) == [" [x] Sent 'info: Hello World!'"]
+    run_script(start, PRODUCER, "second")
     for consumer in consumers:
         consumer.wait_for("Received", times=2)
         assert received(consumer) == ["'info: Hello World!'", "'second'"]
@@ -38,7 +32,7 @@ def test_queue_gets_nothing_without_a_binding(start, broker, channel, tmp_path):
     unbound = start(edited(tmp_path, CONSUMER, {BIND: ""})).wait_until_ready()
     (queue,) = broker.queues()
     bound = start(CONSUMER).wait_until_ready()
-    publish(start, "copied")
+    run_script(start, PRODUCER, "copied")
     bound.wait_for("copied")
     channel.basic_publish("", queue, b"sent to the queue")
     unbound.wait_for("sent to the queue")
@@ -47,9 +41,9 @@ def test_queue_gets_nothing_without_a_binding(start, broker, channel, tmp_path):
 
 def test_late_consumer_gets_only_what_is_published_from_then_on(start):
     early = start(CONSUMER).wait_until_ready()
-    publish(start, "before")
+    run_script(start, PRODUCER, "before")
     late = start(CONSUMER).wait_until_ready()
-    publish(start, "after")
+    run_script(start, PRODUCER, "after")
     late.wait_for("after")
     assert received(late) == ["'after'"]
     early.wait_for("after")
@@ -79,11 +73,11 @@ def test_durable_subscriber_misses_nothing_and_can_share(start, channel, tmp_pat
     try:
         start(subscriber).wait_until_ready().stop(signal.SIGINT)
         wait_until(lambda: consumer_count() == 0, "no consumer")
-        publish(start, "warning: disk full")
+        run_script(start, PRODUCER, "warning: disk full")
         first = start(subscriber).wait_for("Received 'warning: disk full'")
         second = start(subscriber).wait_until_ready()
-        publish(start, "one")
-        publish(start, "two")
+        run_script(start, PRODUCER, "one")
+        run_script(start, PRODUCER, "two")
         first.wait_for("Received", times=2)
         second.wait_for("Received", times=1)
     finally:

@@ -1,14 +1,8 @@
 """headers: what its scripts and its page say. The rule: tests/facts/test_routing.py."""
 
-from tests.helpers import documented, edited, received
+from tests.helpers import documented, edited, received, run_script
 
 PRODUCER, CONSUMER = "advanced/headers/producer.py", "advanced/headers/consumer.py"
-
-
-def publish(start, *arguments):
-    producer = start(PRODUCER, *arguments)
-    assert producer.wait() == 0, producer
-    return producer.output
 
 
 def test_consumers_get_what_matches_their_binding(start):
@@ -22,7 +16,9 @@ def test_consumers_get_what_matches_their_binding(start):
         "'Panic' {'facility': 'kern', 'level': 5}": ["facility=kern", "level=5"],
     }
     for line, headers in messages.items():
-        assert publish(start, line.split("'")[1], *headers) == [f" [x] Sent {line}"]
+        assert run_script(start, PRODUCER, line.split("'")[1], *headers) == [
+            f" [x] Sent {line}"
+        ]
     login, boot, hello, panic = messages
     for consumer in (anything, both, either):
         consumer.wait_for("'Panic'")
@@ -35,9 +31,11 @@ def test_types_count_and_no_value_matches_any_value(start):
     number = start(CONSUMER, "all", "level=5").wait_until_ready()
     string = start(CONSUMER, "all", 'level="5"').wait_until_ready()
     any_level = start(CONSUMER, "all", "level").wait_until_ready()
-    publish(start, "a number", "level=5")
-    publish(start, "a string", 'level="5"')
-    assert publish(start, "none", "level") == [" [x] Sent 'none' {'level': None}"]
+    run_script(start, PRODUCER, "a number", "level=5")
+    run_script(start, PRODUCER, "a string", 'level="5"')
+    assert run_script(start, PRODUCER, "none", "level") == [
+        " [x] Sent 'none' {'level': None}"
+    ]
     any_level.wait_for("'none'")
     number.wait_for("'a number'")
     string.wait_for("'a string'")
@@ -53,8 +51,8 @@ def test_types_count_and_no_value_matches_any_value(start):
 def test_consumer_uses_names_with_x_if_told_to(start):
     ignored = start(CONSUMER, "all", "x-trace=7").wait_until_ready()
     used = start(CONSUMER, "all-with-x", "x-trace=7").wait_until_ready()
-    publish(start, "one")
-    publish(start, "two", "x-trace=7")
+    run_script(start, PRODUCER, "one")
+    run_script(start, PRODUCER, "two", "x-trace=7")
     ignored.wait_for("'two'")
     used.wait_for("'two'")
     assert received(ignored) == ["'one' {}", "'two' {'x-trace': 7}"]

@@ -1,16 +1,10 @@
 """topic: what its comments and its page say. The rule: tests/facts/test_routing.py."""
 
-from tests.helpers import documented, edited, received
+from tests.helpers import documented, edited, received, run_script
 
 PRODUCER, CONSUMER = "topic/producer.py", "topic/consumer.py"
 # Lines of consumer.py.
 PATTERNS = 'parser.add_argument("pattern", nargs="*", default=["#"], help="default: #")'
-
-
-def publish(start, *arguments):
-    producer = start(PRODUCER, *arguments)
-    assert producer.wait() == 0, producer
-    return producer.output
 
 
 def test_consumers_get_what_matches_their_patterns(start):
@@ -21,8 +15,8 @@ def test_consumers_get_what_matches_their_patterns(start):
     }
     running = [start(CONSUMER, *patterns).wait_until_ready() for patterns in consumers]
     for key in ("kern.critical", "cron.info", "cron.critical"):
-        assert publish(start, key, "x") == [f" [x] Sent '{key}': 'x'"]
-    assert publish(start) == [" [x] Sent 'anonymous.info': 'Hello World!'"]
+        assert run_script(start, PRODUCER, key, "x") == [f" [x] Sent '{key}': 'x'"]
+    assert run_script(start, PRODUCER) == [" [x] Sent 'anonymous.info': 'Hello World!'"]
     running[0].wait_for("anonymous.info")
     running[1].wait_for("kern.critical")
     running[2].wait_for("cron.critical")
@@ -42,9 +36,9 @@ def test_default_of_one_word_would_miss_the_others(start, tmp_path):
     copy = edited(tmp_path, CONSUMER, {PATTERNS: PATTERNS.replace('["#"]', '["*"]')})
     one_word = start(copy).wait_until_ready()
     everything = start(CONSUMER).wait_until_ready()
-    publish(start)
+    run_script(start, PRODUCER)
     everything.wait_for("anonymous.info")
-    publish(start, "last")
+    run_script(start, PRODUCER, "last")
     one_word.wait_for("last")
     assert received(one_word) == ["'last': 'Hello World!'"]
 
@@ -52,7 +46,7 @@ def test_default_of_one_word_would_miss_the_others(start, tmp_path):
 def test_pattern_is_used_as_it_is_typed(start):
     consumer = start(CONSUMER, "Kern.#.disk").wait_until_ready()
     for key in ("Kern.disk", "Kern.a.b.disk"):
-        publish(start, key)
+        run_script(start, PRODUCER, key)
     assert start(PRODUCER, "kern.disk").wait() == 1
     consumer.wait_for("Received 'Kern.a.b.disk'")
     assert len(received(consumer)) == 2
