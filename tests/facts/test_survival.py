@@ -18,19 +18,16 @@ from tests.helpers import (
 from tools.pages import pattern, sections
 
 
-def tables(page):
-    """Return the two tables of the page's last section."""
-    return [table[1:] for table in sections(page)[-1].tables]
-
-
 def test_chinese_page_has_the_same_outcomes():
     words = {"kept": "保留", "lost": "丢失", "redelivered": "重新投递"}
     english, chinese = (
-        [cell for table in tables(page) for row in table for cell in row]
-        for page in ("docs/reliability.md", "docs/reliability.zh-CN.md")
+        re.findall(rf"'({'|'.join(cells)})'", str(sections(page)[-1].tables))
+        for page, cells in [
+            ("docs/reliability.md", words),
+            ("docs/reliability.zh-CN.md", words.values()),
+        ]
     )
-    for cell, translated in zip(english, chinese, strict=True):
-        assert translated == words.get(cell, translated)
+    assert [words[cell] for cell in english] == chinese
 
 
 def outcomes_on_the_page():
@@ -38,13 +35,13 @@ def outcomes_on_the_page():
 
     If auto_ack is None, no consumer has the message.
     """
-    waiting, received = tables("docs/reliability.md")
+    waiting, received = sections("docs/reliability.md")[-1].tables
     found = {}
-    for queue, modes, closes, restarts, _ in waiting:
+    for queue, modes, closes, restarts, _ in waiting[1:]:
         for mode in re.findall(r"\d", modes):
             found["connection closes", queue, mode, None] = closes
             found["broker restarts", queue, mode, None] = restarts
-    for what, queue, modes, auto_ack, basic_ack in received:
+    for what, queue, modes, auto_ack, basic_ack in received[1:]:
         for mode in re.findall(r"\d", modes):
             found[what, queue, mode, True] = auto_ack
             found[what, queue, mode, False] = basic_ack
@@ -108,13 +105,16 @@ def test_messages_survive_as_the_page_says(broker):
     after = [case for case in expected if case[0] == "broker restarts"]
     with connect(broker) as connection:
         connection.channel().exchange_declare("transient")
+        connection.channel().exchange_declare("durable", durable=True)
     found = {case: outcome(broker, case) for case in expected if case not in after}
     broker.restart()
     # fanout's page: since 4.2, a transient exchange survives as well.
-    exchanges = [exchange["name"] for exchange in broker.get("exchanges/%2F")]
-    assert ("transient" in exchanges) == (broker.version >= (4, 2))
+    exchanges = {exchange["name"] for exchange in broker.get("exchanges/%2F")}
+    survived = {"durable", "transient"} if broker.version >= (4, 2) else {"durable"}
+    assert exchanges & {"durable", "transient"} == survived
     with connect(broker) as connection:
-        connection.channel().exchange_delete("transient")
+        for exchange in survived:
+            connection.channel().exchange_delete(exchange)
     found |= {case: outcome(broker, case) for case in after}
     assert found == expected
 
@@ -123,7 +123,6 @@ def test_messages_survive_as_the_page_says(broker):
 def test_only_a_queue_in_its_first_second_can_lose_confirmed_messages(broker, report):
     channel = connect(broker).channel()
     channel.confirm_delivery()
-    channel.exchange_declare("durable", durable=True)
     channel.queue_declare("old", durable=True, arguments=QUORUM)
     time.sleep(SETTLED)
     channel.queue_declare("young", durable=True, arguments=QUORUM)
@@ -137,6 +136,20 @@ def test_only_a_queue_in_its_first_second_can_lose_confirmed_messages(broker, re
         kept = message_count(channel, "young")
         channel.queue_delete("old")
         channel.queue_delete("young")
-        channel.exchange_declare("durable", passive=True)
-        channel.exchange_delete("durable")
     report(f"a kill just after 5 confirms: an old queue kept 5, a young one {kept}")
+
+
+@pytest.mark.faults
+def test_disconnecting_loses_no_confirmed_message(broker, channel, declare, report):
+    """RabbitMQ 3.10 sometimes drops unconfirmed ones. We only count them."""
+    queues = {True: declare(), False: declare()}
+    for confirms, queue in [*queues.items()] * 200:
+        with connect(broker) as connection:
+            producer = connection.channel()
+            if confirms:
+                producer.confirm_delivery()
+            for _ in range(3):
+                producer.basic_publish("", queue, b"x")
+    wait_for_message_count(600, channel, queues[True])
+    lost = 600 - message_count(channel, queues[False])
+    report(f"{lost} of 600 lost without confirms, 0 with them")
