@@ -17,8 +17,7 @@ test: setup  ## test every claim, on temporary brokers; ARGS goes to pytest
 faults: setup  ## kill, cut off and flood the scripts for a few minutes, and count what's lost
 	@$(RUN) -m pytest $(PARALLEL) --dist load -m faults $(ARGS)
 
-bench: setup  ## benchmark the lessons against other libraries; ARGS=--quick takes two minutes
-	@$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+bench: setup  ## benchmark the lessons; ARGS=1 measures one round instead of five
 	@$(RUN) -m benchmarks.run $(ARGS)
 
 broker: setup  ## run a broker on localhost:5672 until Ctrl+C
@@ -29,10 +28,10 @@ lint: .venv/ready  ## check style, formatting and types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-lock: .venv/ready  ## update the locked versions in requirements.txt of tests and benchmarks
-	@for file in */requirements.in; do UV_PYTHON_DOWNLOADS=never $(RUN) -m uv pip compile \
-	  --quiet --upgrade --universal --python-version 3.10 \
-	  --custom-compile-command "make lock" $$file -o $${file%.in}.txt || exit; done
+lock: .venv/ready  ## update the locked versions in tests/requirements.txt
+	@UV_PYTHON_DOWNLOADS=never $(RUN) -m uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.10 --custom-compile-command "make lock" \
+	  tests/requirements.in -o tests/requirements.txt
 
 # Once, before anything runs in parallel: a broker, and the packages for tools and tests.
 setup: .venv/ready

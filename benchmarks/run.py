@@ -1,83 +1,43 @@
 """Measure the lessons against other ways to do the same, on a temporary broker.
 
-    python -m benchmarks.run            all of it; writes results.md
-    python -m benchmarks.run --quick    two minutes; only prints the results
+    python -m benchmarks.run      five rounds
+    python -m benchmarks.run 1    one round
 
-It needs Linux. A round measures everything once, and every second round does so in the
-opposite order, so that a machine that becomes slower or faster favors nothing.
+It writes results.md. A round measures everything once, and every second round does so
+in the opposite order, so that a machine that becomes slower or faster favors nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import importlib.metadata
 import os
 import platform
-import re
-import subprocess
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import pika
 
 from tools.broker import Broker, temporary_broker
-from tools.common import ROOT, ToolError, exit_on_error, wait_until
+from tools.common import ROOT, exit_on_error, run, wait_until
 from tools.script import ScriptProcess
 
-RESULTS = Path(__file__).with_name("results.md")
 CLIENTS = "benchmarks/clients.py"
 
 
-class Watch:
-    """Notes the times of lines that contain one of the texts, as on_line does."""
-
-    def __init__(self, count: int, *texts: str) -> None:
-        self.count, self.texts = count, texts
-        self.times: list[float] = []
-
-    def __call__(self, line: str) -> None:
-        if any(text in line for text in self.texts):
-            self.times.append(time.monotonic())
-
-    def seconds(self) -> float:
-        """Wait for that many lines. Return the time from the first to the last."""
-        wait_until(lambda: len(self.times) >= self.count, self.texts, 120)
-        return self.times[self.count - 1] - self.times[0]
-
-
 class Bench:
-    """The measurements. Each method runs a command, and returns a figure."""
+    """The measurements. Each runs a command for so many messages."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         parameters = pika.URLParameters(f"{broker.url}?heartbeat=0")
         self.channel = pika.BlockingConnection(parameters).channel()
-
-    @contextlib.contextmanager
-    def running(
-        self, command: str, on_line: Watch | None = None
-    ) -> Iterator[ScriptProcess]:
-        """Start a script. Kill it in the end, if it still runs."""
-        url = self.broker.url
-        process = ScriptProcess(*command.split(), url=url, on_line=on_line)
-        try:
-            yield process
-        finally:
-            process.kill()
-
-    def run(self, command: str, on_line: Watch | None = None) -> list[str]:
-        """Run a script to its end, and return the lines that it printed."""
-        with self.running(command, on_line) as process:
-            if process.wait(120) != 0:
-                raise ToolError(str(process))
-            return process.output
 
     def create(self, queue: str, messages: int = 0) -> None:
         """Create a queue, or recreate it, with so many messages."""
@@ -88,92 +48,65 @@ class Bench:
         self.channel.queue_declare(queue, durable=True, arguments=arguments)
         for _ in range(messages):
             self.channel.basic_publish("", queue, b"task")
-        self.check_count(queue, messages)
+        self.check(queue, messages)
 
-    def check_count(self, queue: str, messages: int) -> None:
-        """Wait until the queue contains so many messages."""
+    def check(self, queue: str, messages: int) -> None:
+        """Wait until the queue has so many messages, and no consumer has any."""
+        columns = ("list_channels", "--silent", "messages_unacknowledged")
 
         def complete() -> bool:
             declared = self.channel.queue_declare(queue, passive=True)
-            return declared.method.message_count == messages
+            if declared.method.message_count != messages:
+                return False
+            return not any(map(int, self.broker.ctl(*columns).split()))
 
         wait_until(complete, f"{messages} messages in {queue}")
 
-    def check_acknowledged(self, queue: str) -> None:
-        """Wait until the running consumers have acknowledged all messages."""
-
-        def acknowledged() -> bool:
-            arguments = ("list_channels", "--silent", "messages_unacknowledged")
-            return not any(map(int, self.broker.ctl(*arguments).split()))
-
-        wait_until(acknowledged, f"acknowledgements for {queue}")
-        self.check_count(queue, 0)
+    def run(self, command: str) -> str:
+        """Run a script to its end, and return its output."""
+        script, *arguments = command.split()
+        environment = os.environ | {"AMQP_URL": self.broker.url}
+        return run(sys.executable, str(ROOT / script), *arguments, env=environment)
 
     def publish(self, command: str, count: int) -> float:
         self.create("confirms")
-        last_line = self.run(f"{command} {count}")[-1]  # "[x] Confirmed 9 in 0.05 s"
-        self.check_count("confirms", count)
-        return count / float(last_line.split()[-2])
+        output = self.run(f"{command} {count}")
+        self.check("confirms", count)
+        return count / float(output.split()[-2])  # "[x] Confirmed 9 in 0.05 s"
 
     def consume(self, command: str, count: int) -> float:
-        self.publish(f"{CLIENTS} publish-select-connection", count)
-        watch = Watch(1 + count // 1000, "Waiting", "Received")  # a line for 1000
-        with self.running(command, watch):
-            seconds = watch.seconds()
-            self.check_acknowledged("confirms")
-        return count / seconds
+        self.publish(f"{CLIENTS} publish_select_connection", count)
+        return count / self._seconds([command], "confirms", 1 + count // 1000)
 
     def work(self, command: str, count: int) -> float:
         queue = "jobs" if "reconnect" in command else "task_queue"
         self.create(queue, count)
-        watch = Watch(2 * count, "Received", "Done")
-        with self.running(command, watch), self.running(command, watch):
-            seconds = watch.seconds()
-            self.check_acknowledged(queue)
-        return count / seconds
+        return count / self._seconds([command, command], queue, 2 + 2 * count)
 
-    def call(self, command: str, count: int) -> float:
-        self.create("rpc_queue")
-        arguments = " 0" * count if command.startswith("rpc/") else f" {count}"
-        watch = Watch(2 * count, "Requesting", "Got")
-        with self.running("rpc/consumer.py") as server:
-            server.wait_until_ready()
-            self.run(command + arguments, watch)
-        return count / watch.seconds()
+    def _seconds(self, consumers: list[str], queue: str, lines: int) -> float:
+        """Return the time from their first line, " [*] Waiting", to their last one."""
+        times: list[float] = []
+        with ExitStack() as stack:
+            for command in consumers:
+                consumer = ScriptProcess(
+                    *command.split(),
+                    url=self.broker.url,
+                    on_line=lambda line: times.append(time.monotonic()),
+                )
+                stack.callback(consumer.kill)
+            wait_until(lambda: len(times) >= lines, f"{lines} lines", 120)
+            self.check(queue, 0)
+        return times[lines - 1] - times[0]
 
     def start(self, command: str, count: int) -> float:
         self.create("hello")
-        script, *arguments = command.split()
-        environment = os.environ | {"AMQP_URL": self.broker.url}
         times = []
         for _ in range(count):
             start = time.monotonic()
-            # Not ScriptProcess, which looks for the exit only every 50 ms.
-            subprocess.run(
-                [sys.executable, ROOT / script, *arguments],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
+            self.run(command)
             times.append((time.monotonic() - start) * 1000)
-        self.check_count("hello", count)
+        self.check("hello", count)
         return median(times)
-
-    def memory(self, command: str, count: int) -> float:
-        self.create("confirms")
-        more = 10_000  # because we can read it only while the scripts are running
-        with (
-            self.running(f"{command}/consumer.py") as consumer,
-            self.running(f"{command}/producer.py {count + more}") as producer,
-        ):
-            producer.wait_for("[.] Confirmed", times=count // 10_000, timeout=300)
-            consumer.wait_for("Received", times=count // 1000, timeout=300)
-            peak = 0
-            for process in (consumer, producer):
-                status = Path(f"/proc/{process.process.pid}/status").read_text()
-                peak += int(status.split("VmHWM:")[1].split()[0])
-            producer.wait()
-        return peak / 1024
 
 
 @dataclass
@@ -185,22 +118,22 @@ class Measurement:
     measure: Callable[[Bench, str, int], float]
     # A command and a number of messages, with which it takes a few seconds.
     ways: dict[str, tuple[str, int]]
-    rounds: int = 5
+    # One for each round.
+    figures: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 MEASUREMENTS = [
     Measurement(
         "Publish: messages per second",
-        "advanced/confirms and aio-pika keep up to 2000 confirms in flight. *pika's "
-        "ceiling* is a `SelectConnection` that does the same, but doesn't remember "
-        "which messages these are, so it couldn't send them again.",
+        "advanced/confirms keeps up to 2000 confirms in flight. *pika's ceiling* is a "
+        "`SelectConnection` that does the same, but doesn't remember which messages "
+        "these are, so it couldn't send them again.",
         Bench.publish,
         {
             "advanced/confirms": ("advanced/confirms/producer.py", 100_000),
-            "one confirm at a time": (f"{CLIENTS} publish-one-at-a-time", 4_000),
-            "no confirms": (f"{CLIENTS} publish-no-confirms", 50_000),
-            "aio-pika": (f"{CLIENTS} publish-aio-pika", 20_000),
-            "pika's ceiling": (f"{CLIENTS} publish-select-connection", 100_000),
+            "one confirm at a time": (f"{CLIENTS} publish_one_at_a_time", 4_000),
+            "no confirms": (f"{CLIENTS} publish_no_confirms", 50_000),
+            "pika's ceiling": (f"{CLIENTS} publish_select_connection", 100_000),
         },
     ),
     Measurement(
@@ -226,17 +159,6 @@ MEASUREMENTS = [
         },
     ),
     Measurement(
-        "RPC: calls per second",
-        "rpc sends all requests, and then waits for the replies. The official "
-        "tutorial's client waits for each reply before the next request. The server is "
-        "rpc/consumer.py for both.",
-        Bench.call,
-        {
-            "rpc": ("rpc/producer.py", 1_000),
-            "official tutorial": (f"{CLIENTS} rpc-client", 1_000),
-        },
-    ),
-    Measurement(
         "Start: milliseconds (lower is better)",
         "A process starts, sends one message, and exits. The smallest program is "
         "[smallest.py](smallest.py). In each round, the median of 20 runs counts.",
@@ -246,63 +168,32 @@ MEASUREMENTS = [
             "smallest program": ("benchmarks/smallest.py", 20),
         },
     ),
-    Measurement(
-        "Memory: MiB (lower is better)",
-        "Peak memory of both scripts of advanced/confirms together, after so many "
-        "messages.",
-        Bench.memory,
-        {
-            "1,000,000 messages": ("advanced/confirms", 1_000_000),
-            "10,000 messages": ("advanced/confirms", 10_000),
-        },
-        rounds=2,
-    ),
 ]
-Figures = dict[str, list[float]]  # of the ways, one in each round
 
 PAGE = """\
 # Benchmark results
 
-`make bench` measured this on {date} with RabbitMQ {rabbitmq}, Python {python}, pika
-{pika} and aio-pika {aio_pika}. The broker and the programs shared {cores} cores of this
-processor: {cpu}.
+`make bench` measured this on {date} with RabbitMQ {rabbitmq}, Python {python} and pika
+{pika}. The broker and the programs shared {cores} processor cores.
 
-A figure is the median of {rounds} rounds (of at most 2 for memory). A ratio compares
-the lesson's way with another one in the same round.
+A figure is the median of {rounds} rounds. A ratio is the median of the lesson's figure
+divided by the other way's figure in the same round.
 
 Messages have 100 bytes and a message ID, are persistent and mandatory, and go to a
 quorum queue. After each run, the benchmark checks that the queue contains all messages,
-or that the consumers have acknowledged all of them. The official tutorials' programs
-are our own code, which makes the same calls. All programs print line by line, as to a
+or that the consumers have acknowledged all of them. The official tutorial's worker is
+our own code, which makes the same calls. All programs print line by line, as to a
 terminal.
 """
 
+SECTION = """
+## {title}
 
-def section(measurement: Measurement, figures: Figures) -> str:
-    """Return a measurement's part of the page: a table, and its medians as a plot."""
+{about}
 
-    def spread(values: list[float], form: str) -> list[str]:
-        low, high = min(values), max(values)
-        return [f"{median(values):{form}}", f"{low:{form}} to {high:{form}}"]
-
-    lesson = next(iter(measurement.ways))
-    rows = [
-        ["way", "count", "median", "min to max", f"{lesson} ÷ this", "min to max"],
-        ["---", *["---:"] * 5],
-    ]
-    for way, (_, count) in measurement.ways.items():
-        pairs = zip(figures[lesson], figures[way], strict=True)
-        ratios = spread([a / b for a, b in pairs], ".2f") if way != lesson else ["", ""]
-        rows.append([way, f"{count:,}", *spread(figures[way], ",.0f"), *ratios])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    names = ", ".join(f'"{way}"' for way in figures)
-    medians = ", ".join(f"{median(values):.0f}" for values in figures.values())
-    return f"""
-## {measurement.title}
-
-{measurement.about}
-
-{table}
+| way | median | min to max | {lesson} ÷ this |
+| --- | ---: | ---: | ---: |
+{rows}
 
 ```mermaid
 xychart-beta horizontal
@@ -312,42 +203,46 @@ xychart-beta horizontal
 """
 
 
-def main() -> None:
-    parser = ArgumentParser(
-        prog="python -m benchmarks.run",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
+def section(measurement: Measurement) -> str:
+    """Return a measurement's part of the page: a table, and its medians as a plot."""
+    figures = measurement.figures
+    lesson, *_ = figures
+    rows = []
+    for way, values in figures.items():
+        ratio = median(a / b for a, b in zip(figures[lesson], values, strict=True))
+        spread = f"{min(values):,.0f} to {max(values):,.0f}"
+        rows.append(f"| {way} | {median(values):,.0f} | {spread} | {ratio:.2f} |")
+    return SECTION.format(
+        title=measurement.title,
+        about=measurement.about,
+        lesson=lesson,
+        rows="\n".join(rows),
+        names=", ".join(f'"{way}"' for way in figures),
+        medians=", ".join(f"{median(values):.0f}" for values in figures.values()),
     )
-    parser.add_argument("--quick", action="store_true", help="measure less")
-    quick = parser.parse_args().quick
-    rounds = 2 if quick else 5
-    figures: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if sys.argv[1:] else 5
     jobs = [(m, way) for m in MEASUREMENTS for way in m.ways]
     with temporary_broker() as broker:
         bench = Bench(broker)
         for number in range(rounds):
             for measurement, way in jobs if number % 2 == 0 else reversed(jobs):
-                if number < measurement.rounds:
-                    print(f"round {number + 1} of {rounds}: {measurement.title}, {way}")
-                    command, count = measurement.ways[way]
-                    count = count // 4 if quick and count > 10_000 else count
-                    figure = measurement.measure(bench, command, count)
-                    figures[measurement.title][way].append(figure)
-    cpuinfo = Path("/proc/cpuinfo").read_text()
+                print(f"round {number + 1} of {rounds}: {measurement.title}, {way}")
+                figure = measurement.measure(bench, *measurement.ways[way])
+                measurement.figures[way].append(figure)
     page = PAGE.format(
         date=datetime.date.today(),
         rabbitmq=".".join(map(str, broker.version)),
         python=platform.python_version(),
         pika=importlib.metadata.version("pika"),
-        aio_pika=importlib.metadata.version("aio-pika"),
         cores=os.cpu_count(),
-        cpu=[*re.findall("model name.*: (.*)", cpuinfo), platform.machine()][0],
         rounds=rounds,
     )
-    page += "".join(section(m, figures[m.title]) for m in MEASUREMENTS)
+    page += "".join(map(section, MEASUREMENTS))
     print(f"\n{page}")
-    if not quick:
-        RESULTS.write_text(page)
+    Path(__file__).with_name("results.md").write_text(page)
 
 
 if __name__ == "__main__":
