@@ -56,18 +56,14 @@ def no_process_left_behind() -> Iterator[None]:
     assert not scripts, f"This test left processes behind: {scripts}"
 
 
-@pytest.fixture(scope="session")
-def user(session_broker: Broker) -> Callable[[str], str]:
+@pytest.fixture
+def user(broker: Broker) -> Callable[[str], str]:
     """user("^hello$") returns the URL of a user who can write only there."""
 
-    @functools.cache
     def url(write: str) -> str:
-        name = f"user-{uuid.uuid4().hex}"
-        session_broker.put(f"users/{name}", password="secret", tags="")
-        session_broker.put(
-            f"permissions/%2F/{name}", configure=".*", write=write, read=".*"
-        )
-        return session_broker.url.replace("guest:guest", f"{name}:secret")
+        broker.put("users/limited", password="secret", tags="")
+        broker.put("permissions/%2F/limited", configure=".*", write=write, read=".*")
+        return broker.url.replace("guest:guest", "limited:secret")
 
     return url
 
@@ -97,12 +93,11 @@ def declare(broker: Broker) -> Iterator[Callable[..., str]]:
     with connect(broker) as connection:
 
         def declare(arguments: dict[str, object] | None = None) -> str:
-            names.append(f"test-{uuid.uuid4()}")
+            name = f"test-{uuid.uuid4()}"
             arguments = QUORUM | (arguments or {})
-            connection.channel().queue_declare(
-                names[-1], durable=True, arguments=arguments
-            )
-            return names[-1]
+            connection.channel().queue_declare(name, durable=True, arguments=arguments)
+            names.append(name)
+            return name
 
         yield declare
     with connect(broker) as connection:
@@ -120,13 +115,10 @@ def start(broker: Broker) -> Iterator[Callable[..., ScriptProcess]]:
 @pytest.fixture
 def report(record_property) -> Callable[[str], None]:
     """report("5 kills, 0 lost") prints that line in the summary of the run."""
-    return lambda line: record_property("report", line)
+    return functools.partial(record_property, "report")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    for outcome in ("passed", "failed"):
-        for test in terminalreporter.getreports(outcome):
-            for name, line in test.user_properties:
-                if name == "report" and test.when == "call":
-                    test_name = test.nodeid.split("::")[-1]
-                    terminalreporter.write_line(f"{test_name}: {line}")
+    for test in terminalreporter.getreports("passed"):
+        for _, line in test.user_properties:
+            terminalreporter.write_line(f"{test.nodeid}: {line}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,19 @@ def documented(message: str) -> str:
     return message
 
 
-def received(process: ScriptProcess) -> list[str]:
-    """Return the messages in a consumer's "[x] Received" lines, as it printed them."""
-    marker = " [x] Received "
-    return [line.split(marker, 1)[1] for line in process.output if marker in line]
+def received(*processes: ScriptProcess) -> list[str]:
+    """Return the messages in their "[x] Received" lines, as they printed them."""
+    return after(" [x] Received ", processes)
 
 
 def done(*processes: ScriptProcess) -> list[str]:
     """Return the tasks in their "[x] Done" lines, as they printed them."""
+    return after(" [x] Done ", processes)
+
+
+def after(marker: str, processes: Iterable[ScriptProcess]) -> list[str]:
     lines = [line for process in processes for line in process.output]
-    return [line.split(" [x] Done ")[1] for line in lines if " [x] Done " in line]
+    return [line.split(marker, 1)[1] for line in lines if marker in line]
 
 
 def message_count(channel: BlockingChannel, queue: str) -> int:
@@ -128,12 +131,6 @@ def get(channel: BlockingChannel, queue: str) -> tuple:
 
     wait_until(arrived, f"a message in {queue}")
     return found[-1]
-
-
-def crash_with_message(broker: Broker, queue: str) -> tuple:
-    """Take a message from the queue, and disconnect without an acknowledgement."""
-    with connect(broker) as connection:
-        return get(connection.channel(), queue)
 
 
 def lose_connection(connection: pika.BlockingConnection) -> None:

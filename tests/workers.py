@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-import time
+from functools import partial
 from typing import Any
 
+from tests.helpers import done, received
 from tools.common import wait_until
-from tools.script import ScriptProcess
 
 
 class WorkerPool:
-    """Workers, and the tasks that all of them together have received and done."""
+    """Workers that run, and those that are killed."""
 
     def __init__(self, start, script: str, size: int, **options: Any) -> None:
-        self._start, self._script, self._options = start, script, options
-        self.received: list[str] = []
-        self.done: list[str] = []
-        self._times: list[float] = []
-        self.workers = [self.start() for _ in range(size)]
-        for worker in self.workers:
+        self._start = partial(start, script, **options)
+        self._running = [self._start() for _ in range(size)]
+        self._all = self._running.copy()
+        for worker in self._all:
             worker.wait_until_ready()
-
-    def _on_line(self, line: str) -> None:
-        if " [x] Received " in line:
-            self.received.append(line.split("Received ")[1])
-        if " [x] Done " in line:
-            self.done.append(line.split("Done ")[1])
-            self._times.append(time.monotonic())
-
-    def start(self) -> ScriptProcess:
-        return self._start(self._script, on_line=self._on_line, **self._options)
 
     def kill_some(self, kills: int, tasks: list[str]) -> None:
         """Kill workers at random moments. Start another in the place of each."""
-        last = len(tasks) - len(self.workers)
+        last = len(tasks) - len(self._running)
         for moment in sorted(random.sample(range(2, last), kills)):
-            self.wait_for_received(moment)
-            i = random.randrange(len(self.workers))
-            self.workers[i].kill()
-            self.workers[i] = self.start()
+            self._wait_for_received(moment)
+            i = random.randrange(len(self._running))
+            self._running[i].kill()
+            self._running[i] = self._start()
+            self._all.append(self._running[i])
 
-    def wait_for_received(self, count: int) -> None:
-        wait_until(lambda: len(self.received) >= count, self)
+    def _wait_for_received(self, count: int) -> None:
+        wait_until(lambda: len(received(*self._all)) >= count, self._all)
 
     def wait_for_done(self, tasks: list[str]) -> None:
         wanted = {repr(task) for task in tasks}
-        wait_until(lambda: wanted <= set(self.done), self, 60)
+        wait_until(lambda: wanted <= {*done(*self._all)}, self._all, 60)
 
     def stop(self) -> list[int]:
-        """Send SIGTERM to all workers. Return their exit statuses."""
-        return [worker.stop() for worker in self.workers]
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.workers))
+        """Send SIGTERM to all workers that run. Return their exit statuses."""
+        return [worker.stop() for worker in self._running]
 
     def figures(self) -> str:
-        pause = max(b - a for a, b in itertools.pairwise(self._times))
-        again = len(self.received) - len(set(self.received))
-        twice = len(self.done) - len(set(self.done))
-        return f"{again} redelivered, {twice} done twice, longest pause {pause:.1f} s"
+        tasks = received(*self._all), done(*self._all)
+        again, twice = (len(each) - len(set(each)) for each in tasks)
+        return f"{again} redelivered, {twice} done twice"

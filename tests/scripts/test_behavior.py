@@ -17,23 +17,20 @@ from functools import partial
 import pytest
 
 from tests.helpers import documented, edited
-from tests.scripts.sources import (
-    GRACEFUL,
-    KINDS,
-    PLAIN,
-    RECONNECTING,
-    SENDERS,
-    SERVERS,
-    SOURCES,
-    arguments,
-    folder,
-)
 from tests.servers import answering_server, closed_port, silent_server
 from tools.common import ROOT
 from tools.lessons import CONSUMERS, LESSONS, PRODUCERS, SCRIPTS
 from tools.pages import pattern
 
 PASSWORD = "not-for-your-eyes"
+
+SOURCES = {script: (ROOT / script).read_text() for script in SCRIPTS}
+# A web server instead of a script that sends something and exits.
+SERVERS = [script for script in PRODUCERS if "serve_forever()" in SOURCES[script]]
+RECONNECTING = [script for script in SCRIPTS if "AMQP_URL.split" in SOURCES[script]]
+LONG_TASKS = "advanced/long_tasks/consumer.py"
+# One script of each kind. The others have the same frame, and a test compares it.
+KINDS = ["simple/producer.py", "fanout/consumer.py", LONG_TASKS, *RECONNECTING]
 
 
 @pytest.fixture
@@ -43,14 +40,18 @@ def start_all(start, tmp_path):
     If edits(script) is given, it returns the lines to change, as in edited().
     """
 
-    def start_all(scripts, edits=None, **options):
+    def start_all(scripts, *arguments, edits=None, **options):
         processes = {}
         for script in scripts:
             path = edited(tmp_path, script, edits(script)) if edits else script
-            processes[script] = start(path, *arguments(script), cwd=tmp_path, **options)
+            processes[script] = start(path, *arguments, cwd=tmp_path, **options)
         return processes
 
     return start_all
+
+
+def lesson_of(script):
+    return LESSONS[script.rpartition("/")[0]]
 
 
 def check_exits_with_one_line(process, *texts):
@@ -127,13 +128,14 @@ def test_message_is_not_called_sent_before_its_confirm(start_all):
 
     def delete_queues(script):
         publish = "channel.basic_publish("
-        names = LESSONS[folder(script)].queues
+        names = lesson_of(script).queues
         lines = [f"channel.queue_delete(queue={name!r})" for name in names]
         return {publish: "\n".join([*lines, publish])}
 
-    # simple's page explains why it doesn't wait. The others have tests of their own.
-    others = {f"{name}/producer.py" for name in ("simple", "rpc", "advanced/confirms")}
-    for process in start_all({*SENDERS} - others, delete_queues).values():
+    # simple's page explains why it doesn't wait. The others have their own tests.
+    others = "simple", "rpc", "advanced/confirms", "advanced/web"
+    producers = {*PRODUCERS} - {f"{name}/producer.py" for name in others}
+    for process in start_all(producers, "x", edits=delete_queues).values():
         assert process.wait() == 1, process
         assert not process.count("[x] Sent"), process
         assert re.search("UnroutableError|Not delivered", process.errors[-1]), process
@@ -155,13 +157,13 @@ def test_consumer_of_a_deleted_queue_exits_with_one_line(start_all, broker, chan
         consume = "channel.start_consuming()"
         return {consume: f"channel.queue_delete(queue=queue)\n{consume}"}
 
-    private = [s for s in CONSUMERS if not LESSONS[folder(s)].queues]
+    private = [s for s in CONSUMERS if not lesson_of(s).queues]
     processes = start_all({*CONSUMERS} - {*private})
     for process in processes.values():
         process.wait_until_ready()
     for queue in broker.queues():
         channel.queue_delete(queue)
-    processes |= start_all(private, delete_queue)
+    processes |= start_all(private, edits=delete_queue)
     line = documented("cancelled our consumer")
     for process in processes.values():
         check_exits_with_one_line(process, line, "Was the queue deleted")
@@ -202,7 +204,7 @@ def test_bug_in_the_readers_code_is_a_traceback_with_its_line(start_all):
         # An OSError, because that's easily taken for a lost connection.
         return {line: f"{line}\nopen('no-file')"}
 
-    for process in start_all(KINDS, add_bug).values():
+    for process in start_all(KINDS, edits=add_bug).values():
         assert process.wait() == 1, process
         assert process.count("Traceback"), process
         assert process.count("open('no-file')"), process
@@ -231,8 +233,9 @@ def test_closed_output_is_not_blamed_on_the_broker(broker, lesson):
 # The frame. It's copied into each script, so one script shows what it does for all.
 FRAME = "# Skip this on a first read: "
 # simple connects in main(). long_tasks exits after its task.
-CONNECT = [script for script in PLAIN if not script.startswith("simple/")]
-USUAL = {*CONNECT} - {*GRACEFUL}
+CONNECT = {s for s in SCRIPTS if not s.startswith("simple/")}
+CONNECT -= {*RECONNECTING, *SERVERS}
+USUAL = CONNECT - {LONG_TASKS}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ USUAL = {*CONNECT} - {*GRACEFUL}
     [
         (USUAL & {*PRODUCERS}, FRAME, "$"),
         (USUAL & {*CONSUMERS}, FRAME, "$"),
-        (CONNECT, r"def connect\(", "if __name__"),
+        (CONNECT, r"def connect\(\)", "if __name__"),
         (RECONNECTING, r"def parameters\(", "def connect"),
         (RECONNECTING, r"def retry\(", "if __name__"),
     ],

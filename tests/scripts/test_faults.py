@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import signal
 
 import pytest
 
 from tests.helpers import QUORUM, documented
-from tests.scripts.sources import RECONNECTING, arguments
 from tools.lessons import CONSUMERS
-from tools.script import ScriptProcess
 
 pytestmark = pytest.mark.faults
 
@@ -29,13 +26,22 @@ def test_ctrl_c_during_a_backlog_exits_cleanly(
     start, channel, lesson, queue, last_moment
 ):
     """Ten consumers share a backlog of 25,000 messages."""
+
+    def start_and_interrupt(moment):
+        """Start a consumer, and press Ctrl+C after so many lines of output."""
+
+        def on_line(line):
+            if len(consumer.output) == moment:
+                consumer.process.send_signal(signal.SIGINT)
+
+        consumer = start(f"{lesson}/consumer.py", on_line=on_line)
+        return consumer.wait_until_ready()
+
     channel.queue_declare(queue, durable=True, arguments=QUORUM)
     moments = [random.randint(1, last_moment) for _ in range(10)]
-    consumers = [
-        start_and_interrupt(start, f"{lesson}/consumer.py", n) for n in moments
-    ]
+    consumers = [start_and_interrupt(moment) for moment in moments]
     for consumer in consumers:
-        consumer.wait_until_ready().process.send_signal(signal.SIGSTOP)
+        consumer.process.send_signal(signal.SIGSTOP)
     for _ in range(25_000):
         channel.basic_publish("", queue, b"message")
     for consumer in consumers:
@@ -45,27 +51,13 @@ def test_ctrl_c_during_a_backlog_exits_cleanly(
         assert consumer.errors == []
 
 
-def start_and_interrupt(start, script: str, moment: int) -> ScriptProcess:
-    """Start a consumer, and press Ctrl+C after so many lines of output."""
-    lines = itertools.count()
-
-    def on_line(line: str) -> None:
-        if next(lines) == moment:
-            consumer.process.send_signal(signal.SIGINT)
-
-    consumer = start(script, on_line=on_line)
-    return consumer
-
-
 def test_broker_restart_is_one_line_except_for_scripts_that_reconnect(
     start, broker, tmp_path
 ):
-    consumers = {
-        script: start(script, *arguments(script), cwd=tmp_path) for script in CONSUMERS
-    }
+    consumers = {script: start(script, cwd=tmp_path) for script in CONSUMERS}
     for consumer in consumers.values():
         consumer.wait_until_ready()
-    worker = consumers.pop(next(s for s in RECONNECTING if s in consumers))
+    worker = consumers.pop("advanced/reconnect/consumer.py")
     rpc_server = consumers["rpc/consumer.py"].process
     rpc_server.send_signal(signal.SIGSTOP)
     client = start("rpc/producer.py", "--timeout", "60").wait_for("Requesting")

@@ -46,7 +46,8 @@ LAST = b"4711"
 
 def messages(lesson: str) -> list[tuple[bytes, dict]]:
     """Return each body, and each of the properties with a body that rpc accepts."""
-    found = [(body, {}) for body in BODIES] + [(b"30", each) for each in PROPERTIES]
+    found: list[tuple[bytes, dict]] = [(body, {}) for body in BODIES]
+    found += [(b"30", properties) for properties in PROPERTIES]
     if lesson == "advanced/ordered":  # its consumer takes a second for each
         return found[::4]
     if lesson == "advanced/stream":
