@@ -30,7 +30,7 @@ lint: .venv/ready  ## check style, formatting and types
 
 lock: .venv/ready  ## update the locked versions in tests/requirements.txt
 	@UV_PYTHON_DOWNLOADS=never $(RUN) -m uv pip compile --quiet --upgrade --universal \
-	  --python-version 3.10 --custom-compile-command "make lock" \
+	  --no-annotate --python-version 3.10 --custom-compile-command "make lock" \
 	  tests/requirements.in -o tests/requirements.txt
 
 # Once, before anything runs in parallel: a broker, and the packages for tools and tests.

@@ -135,10 +135,11 @@ def test_message_is_not_called_sent_before_its_confirm(start_all):
     # simple's page explains why it doesn't wait. The others have their own tests.
     others = "simple", "rpc", "advanced/confirms", "advanced/web"
     producers = {*PRODUCERS} - {f"{name}/producer.py" for name in others}
+    reasons = documented("UnroutableError") + "|Not delivered"
     for process in start_all(producers, "x", edits=delete_queues).values():
         assert process.wait() == 1, process
         assert not process.count("[x] Sent"), process
-        assert re.search("UnroutableError|Not delivered", process.errors[-1]), process
+        assert re.search(reasons, process.errors[-1]), process
 
 
 def test_refused_declaration_is_one_line_and_not_retried(start_all, channel):
