@@ -4,12 +4,16 @@ Each test waits for its dead letters, so that none can reach the next test.
 """
 
 import signal
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
-from tests.helpers import done, edited, get, received, wait_for_message_count
+from tests.helpers import (
+    done,
+    edited,
+    get,
+    received,
+    run_script,
+    wait_for_message_count,
+)
 from tools.common import wait_until
 from tools.pages import blocks
 
@@ -22,41 +26,34 @@ TEA, CUT_OFF, BOMB, COFFEE = ORDERS = [
     '{"item": "coffee"}',
 ]
 ATTEMPTS = 4  # the first one, and one more after each of three crashes
+# Lines of consumer.py.
+HANDLER = "def on_message(channel, method, properties, body):"
 KILL = "os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory runs out"
-TIMEOUT = "dead_letter_worker_publisher_confirm_timeout"
 
 
-def send(start, channel, *orders: str) -> list[str]:
+def send(start, folder, *orders):
     """Send orders while no consumer runs. Return what the producer prints."""
-    start(CONSUMER).wait_until_ready().stop()  # it has declared the queue
-    declare = channel.queue_declare
-    wait_until(
-        lambda: not declare("orders", passive=True).method.consumer_count,
-        "no consumer",
-    )
-    producer = start(PRODUCER, *orders)
-    assert producer.wait() == 0, producer
-    return producer.output
+    declare_only = edited(folder, CONSUMER, {HANDLER: f"return\n{HANDLER}"})
+    run_script(start, declare_only)
+    return run_script(start, PRODUCER, *orders)
 
 
-def look(broker, folder: Path) -> list[str]:
+def look(start, broker, folder):
     """Return what the page's look.py prints."""
-    readme = blocks(["advanced/dead_letter/README.md"], "python")
-    (block,) = [block for block in readme if not block.links]
-    # Connect to the test's broker instead.
-    line = "import pika\n"
-    assert line in block.text
-    port = f"{line}pika.connection.Parameters.DEFAULT_PORT = {broker.port}\n"
-    (folder / "look.py").write_text(block.text.replace(line, port))
-    command = [sys.executable, str(folder / "look.py")]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sorted(output.splitlines())
+    page = blocks(["advanced/dead_letter/README.md"], "python")
+    (code,) = [block.text for block in page if not block.links]
+    assert code.count("BlockingConnection()") == 1
+    connection = f"BlockingConnection(pika.URLParameters({broker.url!r}))"
+    code = code.replace("BlockingConnection()", connection)
+    (folder / "look.py").write_text(code)
+    return sorted(run_script(start, str(folder / "look.py")))
 
 
 def test_bad_orders_become_dead_letters_and_good_ones_are_done_once(
     start, broker, channel, tmp_path
 ):
-    assert send(start, channel) == [f" [x] Sent {order!r}" for order in ORDERS]
+    """Steps 1 and 3."""
+    assert send(start, tmp_path) == [f" [x] Sent {order!r}" for order in ORDERS]
     consumers = [start(CONSUMER).wait_for("bomb") for _ in range(ATTEMPTS)]
     assert [process.wait() for process in consumers] == [-signal.SIGKILL] * ATTEMPTS
     consumers.append(start(CONSUMER).wait_until_ready())
@@ -64,26 +61,28 @@ def test_bad_orders_become_dead_letters_and_good_ones_are_done_once(
 
     # The coffee can be done before the bomb's last attempt: while the broker notices
     # that a consumer was killed, the next one already gets the next order.
-    wait_until(lambda: len(done(*consumers)) == 2, "both done")
-    assert done(*consumers) == ["'tea'", "'coffee'"]
-    attempts = Counter(body for process in consumers for body in received(process))
-    expected = {TEA: 1, CUT_OFF: 1, BOMB: ATTEMPTS, COFFEE: 1}
-    assert attempts == {repr(order): count for order, count in expected.items()}
+    wait_until(lambda: done(*consumers) == ["'tea'", "'coffee'"], consumers)
+    attempts = {repr(TEA): 1, repr(CUT_OFF): 1, repr(BOMB): ATTEMPTS, repr(COFFEE): 1}
+    assert Counter(received(*consumers)) == attempts
     assert consumers[0].errors == [" [!] Rejected: JSONDecodeError"]
     for _ in range(2):  # they're still there when we look again
-        assert look(broker, tmp_path) == [
+        assert look(start, broker, tmp_path) == [
             f"{BOMB.encode()!r} delivery_limit",
             f"{CUT_OFF.encode()!r} rejected",
         ]
-    arguments = broker.get("queues/%2F/dead_orders?columns=arguments")["arguments"]
-    assert arguments["x-delivery-limit"] == 1_000_000_000
+    queues = broker.get("queues/%2F?columns=name,arguments")
+    arguments = {queue["name"]: queue["arguments"] for queue in queues}
+    assert arguments["dead_orders"]["x-delivery-limit"] == 1_000_000_000
+    # Without dead_orders, the broker would keep them: tests/facts/test_dead_letters.py.
+    assert arguments["orders"]["x-dead-letter-strategy"] == "at-least-once"
+    assert arguments["orders"]["x-overflow"] == "reject-publish"
     # The broker refuses it if it's a different one.
     channel.exchange_declare("dead_letters", "fanout", durable=True)
 
     # Once the bug is fixed, a dead letter can be moved back. A shovel does the same.
     consumers[-1].stop()
-    letters = [get(channel, "dead_orders") for _ in range(2)]
-    for _, properties, body in letters:
+    for _ in range(2):
+        _, properties, body = get(channel, "dead_orders")
         assert properties.content_type == "application/json"
         channel.basic_publish("", "orders", body, properties)
     fixed = edited(tmp_path, CONSUMER, {'if item == "bomb":': "", KILL: ""})
@@ -94,26 +93,11 @@ def test_bad_orders_become_dead_letters_and_good_ones_are_done_once(
 def test_without_prefetch_a_bomb_makes_a_dead_letter_of_a_good_order(
     start, channel, tmp_path
 ):
+    """Step 2."""
+    send(start, tmp_path, BOMB, '{"item": "milk"}')
     greedy = edited(tmp_path, CONSUMER, {"channel.basic_qos(prefetch_count=1)": ""})
-    send(start, channel, BOMB, '{"item": "milk"}')
     for _ in range(ATTEMPTS):
         # The broker has noticed the last crash.
         wait_for_message_count(2, channel, "orders")
         assert start(greedy).wait() == -signal.SIGKILL
     wait_for_message_count(2, channel, "dead_orders")
-
-
-def test_dead_letter_without_a_queue_arrives_once_a_consumer_has_bound_it(
-    start, broker, channel
-):
-    # The broker tries every second instead of every three minutes.
-    broker.ctl("eval", f"application:set_env(rabbit, {TIMEOUT}, 1000).")
-    try:
-        consumer = start(CONSUMER).wait_until_ready()
-        channel.queue_unbind("dead_orders", "dead_letters")
-        start(PRODUCER, CUT_OFF)
-        consumer.wait_for("Rejected")
-        start(CONSUMER).wait_until_ready()
-        wait_for_message_count(1, channel, "dead_orders")
-    finally:
-        broker.ctl("eval", f"application:set_env(rabbit, {TIMEOUT}, 180000).")

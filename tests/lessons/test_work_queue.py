@@ -71,7 +71,7 @@ def test_task_of_a_stopped_worker_goes_to_another_unless_it_is_acknowledged_firs
     consumer = edited(tmp_path, CONSUMER, lines)
     workers = [start(consumer).wait_until_ready() for _ in range(2)]
     run_script(start, PRODUCER, "Resize...")
-    wait_until(lambda: any(map(received, workers)), workers)
+    wait_until(lambda: received(*workers), workers)
     stopped, other = sorted(workers, key=received, reverse=True)
     assert stopped.stop(signum) == (0 if signum == signal.SIGINT else -signum)
     assert done(stopped) == stopped.errors == []
