@@ -142,7 +142,7 @@ def on_blocked(connection, frame):
 def main():
     parser = ArgumentParser(description="Send messages to the queue 'confirms'.")
     parser.add_argument("count", nargs="?", type=int, default=100_000, help="messages")
-    parser.add_argument("--size", type=int, default=100, help="of each, in bytes")
+    parser.add_argument("--size", type=int, default=100, help="bytes in each")
     arguments = parser.parse_args()
     producer = Producer(arguments.count, arguments.size)
     nodes = [parameters(url) for url in AMQP_URL.split(",")]
@@ -190,7 +190,7 @@ def connect(node):
 
 
 def retry(node, error):
-    """Print why there's no connection, and wait a second. Exit if that can't help."""
+    """Print why there's no connection and wait a second. Exit if that can't help."""
     line = f" [!] RabbitMQ at {node.host}:{node.port}: {error!r}."
     refused = "ACCESS_REFUSED" in line or "NOT_ALLOWED" in line
     if refused and "connection limit" not in line:  # which others might soon free

@@ -28,7 +28,7 @@ ORDERS = ['{"item": "tea"}', '{"item": "cof', '{"item": "bomb"}', '{"item": "cof
 
 def main():
     parser = ArgumentParser(description="Send orders to the queue 'orders'.")
-    parser.add_argument("order", nargs="*", default=ORDERS, help="as JSON")
+    parser.add_argument("order", nargs="*", default=ORDERS, help="an order, as JSON")
     orders = parser.parse_args().order
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect

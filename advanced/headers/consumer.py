@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["pika>=1.3,<1.5"]
 # ///
-"""Headers: get the messages whose headers match your binding, all of it or any of it.
+"""Headers: get the messages that have all headers of your binding, or any of them.
 
     producer.py --> (exchange "headers_logs") -+-facility=kern-> [queue] --> consumer.py
                                                +-level=5-------> [queue] --> consumer.py
@@ -38,7 +38,7 @@ def header(text):
 
 def main():
     parser = ArgumentParser(description="Receive the messages whose headers match.")
-    parser.add_argument("match", nargs="?", default="all", help="all or any")
+    parser.add_argument("match", nargs="?", default="all", help="all or any of them")
     parser.add_argument("header", nargs="*", type=header, help="such as level=5")
     arguments = parser.parse_args()
 

@@ -28,7 +28,7 @@ CUSTOMERS = ["alice", "bob", "carol"]
 
 def main():
     parser = ArgumentParser(description="Send updates for customers.")
-    parser.add_argument("customer", nargs="*", default=CUSTOMERS, help="any name")
+    parser.add_argument("customer", nargs="*", default=CUSTOMERS, help="such as dave")
     customers = parser.parse_args().customer
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
@@ -43,7 +43,7 @@ def main():
     # so we send a customer's next update only after that.
     channel.confirm_delivery()
 
-    # Keep updates across a broker restart, also if the queue is a classic one.
+    # Keep updates across a broker restart, even if the queue is a classic one.
     persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 
     for update in ["packed", "sent", "delivered"]:
