@@ -125,6 +125,17 @@ def test_refused_task_is_not_called_sent(start, broker, channel):
 
 
 @pytest.mark.faults
+def test_long_task_loses_the_connection_and_runs_again(start, broker, channel):
+    """pika sends no heartbeats during a task. advanced/long_tasks has the way out."""
+    worker = start(CONSUMER, url=f"{broker.url}?heartbeat=2").wait_until_ready()
+    run_script(start, PRODUCER, "long" + "." * 9)
+    assert worker.wait() == 1
+    assert done(worker) == ["'long.........'"]
+    assert len(worker.errors) == 1
+    wait_for_message_count(1, channel, "task_queue")
+
+
+@pytest.mark.faults
 def test_no_task_is_lost_when_workers_are_killed(start, report, tmp_path):
     tasks = [f"task {i}" for i in range(200)]
     worker = edited(tmp_path, CONSUMER, {SLEEP: "time.sleep(0.05)"})
