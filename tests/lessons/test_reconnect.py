@@ -5,10 +5,7 @@ What the worker shares with long_tasks is in test_long_tasks.py. The tests of th
 lesson that reconnects, confirms, are here where they're the same.
 """
 
-from __future__ import annotations
-
 import random
-import re
 import signal
 import time
 from contextlib import ExitStack
@@ -27,7 +24,6 @@ from tests.helpers import (
 from tests.servers import answering_server, closed_port, silent_server
 from tests.workers import WorkerPool
 from tools.broker import temporary_cluster, uses_docker
-from tools.broker.docker import DockerBroker
 
 CONSUMER = "advanced/reconnect/consumer.py"
 PRODUCER = "advanced/reconnect/producer.py"
@@ -77,51 +73,42 @@ def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
             assert line.endswith(last_word), process
 
 
-@pytest.mark.parametrize("limit", ["user-limits/guest", "vhost-limits/%2F"])
-def test_reached_connection_limit_is_retried(start, broker, limit):
-    broker.put(f"{limit}/max-connections", value=0)
+def test_reached_connection_limit_is_retried(start, broker):
+    limit = "vhost-limits/%2F/max-connections"
+    broker.put(limit, value=0)
     try:
         processes = {script: start(script, *some) for script, some in ALL.items()}
         for process in processes.values():
             process.wait_for("connection limit (0) is reached", times=2)
             assert process.count("Retrying.") >= 1, process
     finally:
-        broker.delete(f"{limit}/max-connections")
+        broker.delete(limit)
     wait_until_connected(processes)
 
 
 def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(
     start, broker, tmp_path
 ):
-    # A task takes until we create the file "end". One worker's task then fails.
+    # A task takes until we create the file "end".
     wait = 'while not os.path.exists("end"): time.sleep(0.02)'
-    (tmp_path / "bug").mkdir()
-    scripts = [
-        edited(folder, CONSUMER, {'time.sleep(task.count("."))': lines})
-        for folder, lines in [(tmp_path, wait), (tmp_path / "bug", f"{wait}\n1 / 0")]
-    ]
+    script = edited(tmp_path, CONSUMER, {'time.sleep(task.count("."))': wait})
     with closed_port() as port:
         then_retries = ",".join([broker.url, *[f"amqp://127.0.0.1:{port}"] * 99])
-    worker = start(scripts[0], cwd=tmp_path)
-    stopped = start(scripts[0], cwd=tmp_path)
-    retrying = start(scripts[0], cwd=tmp_path, url=then_retries)
-    failing = start(scripts[1], cwd=tmp_path)
-    workers = [worker, stopped, retrying, failing]
+    urls = broker.url, broker.url, then_retries
+    workers = [start(script, cwd=tmp_path, url=url) for url in urls]
     for each in workers:
         each.wait_until_ready()
-    assert start(PRODUCER, "a", "b", "c", "d").wait() == 0
+    assert start(PRODUCER, "a", "b", "c").wait() == 0
     for each in workers:
         each.wait_for("Received")
     broker.ctl("close_all_connections", "a test")
     for each in workers:
         each.wait_for(" [!] Disconnected. Finishing ")
         assert not each.count("Done", "Retrying."), each
+    worker, stopped, retrying = workers
     stopped.process.send_signal(signal.SIGTERM)
     (tmp_path / "end").touch()
 
-    assert failing.wait() == 1
-    assert failing.count("ZeroDivisionError") == 1
-    assert failing.errors[-1].startswith(" [!] Failed ")
     # It can't acknowledge its task, so its status isn't 0.
     assert stopped.wait() == 1
     assert done(stopped) == received(stopped)
@@ -130,12 +117,11 @@ def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(
     # It has no task any more, so one Ctrl+C is enough.
     assert retrying.wait_for("Retrying.", times=2).stop(signal.SIGINT) == 0
     assert retrying.count("Waiting for messages") == 1
-    worker.wait_for("Done", times=5)
+    worker.wait_for("Done", times=4)
     assert worker.output[1].replace("Received", "Done") == worker.output[2]
     assert worker.output[3] == worker.output[0]  # it reconnects, and waits for messages
-    assert sorted(set(done(worker))) == ["'a'", "'b'", "'c'", "'d'"]
+    assert sorted(set(done(worker))) == ["'a'", "'b'", "'c'"]
     assert worker.stop() == 0
-    assert "CONNECTION_FORCED - a test" in worker.errors[1]
     assert len(worker.errors) == worker.count("Disconnected.", "Retrying.") == 2
 
 
@@ -143,33 +129,14 @@ def test_producer_continues_where_it_stopped_unless_it_forgets_a_task_early(
     start, broker, tmp_path
 ):
     pop, publish = "tasks.pop(0)", "channel.basic_publish("
-    early = {pop: "", publish: f"{pop}\n{publish}"}
+    early = edited(tmp_path, PRODUCER, {pop: "", publish: f"{pop}\n{publish}"})
     tasks = [str(i) for i in range(10_000)]
-    forgetful = start(edited(tmp_path, PRODUCER, early), *tasks)
-    producer = start(PRODUCER, *tasks)
-    for process in (forgetful, producer):
-        process.wait_for("Sent")
+    producers = [start(script, *tasks).wait_for("Sent") for script in (early, PRODUCER)]
     broker.ctl("close_all_connections", "a test")
-    for process, lost in (forgetful, 1), (producer, 0):
-        process.wait_for("Retrying.")
-        process.wait_for("Sent", times=len(process.output) + 10)
-        assert process.stop(signal.SIGTERM) == 128 + signal.SIGTERM
-        last = int(process.output[-1].split("'")[1])
-        missing = {f" [x] Sent '{i}'" for i in range(last + 1)} - set(process.output)
-        assert len(missing) == lost, missing
-    pattern = r" \[!\] Not confirmed: '(\d+)' and (\d+) more"
-    first, more = map(int, re.fullmatch(pattern, producer.errors[-1]).groups())
-    assert first + 1 + more == len(tasks)
-    assert first - last in (1, 2)  # the signal can come between a confirm and its line
-
-
-def test_ctrl_c_while_retrying_prints_what_is_not_confirmed(start):
-    with closed_port() as port:
-        producer = start(PRODUCER, url=f"amqp://127.0.0.1:{port}")
-    assert producer.wait_for("Retrying.").stop(signal.SIGINT) == 130
-    line = " [!] Not confirmed: 'First task.' and 3 more"
-    assert producer.errors[-1] == line
-    assert producer.output == []
+    for producer, lost in zip(producers, (1, 0), strict=True):
+        assert producer.wait(60) == 0
+        assert producer.count("Retrying.") == 1
+        assert len(set(producer.output)) == len(producer.output) == len(tasks) - lost
 
 
 def test_refusal_of_a_task_is_not_retried(start, broker, channel):
@@ -226,19 +193,18 @@ def test_cluster_loses_no_task_and_continues_without_its_leader(report):
         url = ",".join(node.url for node in nodes)
         pool = WorkerPool(start, CONSUMER, 2, url=url)
         time.sleep(SETTLED)
-        for stop in (DockerBroker.kill, DockerBroker.stop):
-            listed = nodes[0].ctl("list_queues", "--silent", "leader").strip()
-            leader = next(node for node in nodes if listed == f"rabbit@{node.service}")
-            tasks = [f"{stop.__name__} {i}" for i in range(2000)]
-            producer = start(PRODUCER, *tasks, url=url)
-            producer.wait_for("Sent", times=100)
-            stop(leader)
-            assert producer.running or stop == DockerBroker.stop, "the kill was late"
-            assert producer.wait(60) == 0, producer
-            pool.wait_for_done(tasks)
-            leader.start()
+        listed = nodes[0].ctl("list_queues", "--silent", "leader").strip()
+        leader = next(node for node in nodes if listed == f"rabbit@{node.service}")
+        tasks = [f"task {i}" for i in range(2000)]
+        producer = start(PRODUCER, *tasks, url=url)
+        producer.wait_for("Sent", times=100)
+        leader.kill()
+        assert producer.running, "the kill was late"
+        assert producer.wait(60) == 0, producer
+        pool.wait_for_done(tasks)
         assert pool.stop() == [0, 0]
-    report(f"4000 tasks, the leader killed, another stopped: 0 lost, {pool.figures()}")
+        leader.start()
+    report(f"2000 tasks, the leader killed: 0 lost, {pool.figures()}")
 
 
 @pytest.mark.faults
