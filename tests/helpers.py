@@ -13,7 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from tools.broker import Broker
 from tools.common import ROOT, wait_until
 from tools.lessons import LESSONS
-from tools.pages import sections
+from tools.pages import blocks, sections
 from tools.script import ScriptProcess
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -78,11 +78,22 @@ def edited(folder: Path, script: str, lines: dict[str, str]) -> str:
     return str(copy)
 
 
-def documented(message: str) -> str:
-    """Return the message. Assert that docs/troubleshooting.md has a row for it."""
+def page_block(page: str, text: str) -> str:
+    """Return the page's block that contains a text."""
+    (found,) = [block.text for block in blocks([page]) if text in block.text]
+    return found
+
+
+def message_rows() -> list[str]:
+    """Return the messages in the rows of docs/troubleshooting.md, "By message"."""
     page = sections("docs/troubleshooting.md")
     (table,) = next(part for part in page if part.title == "By message").tables
-    assert f"`{message}`" in "".join(row[0] for row in table), message
+    return [row[0] for row in table[1:]]
+
+
+def documented(message: str) -> str:
+    """Return the message. Assert that docs/troubleshooting.md has a row for it."""
+    assert f"`{message}`" in "".join(message_rows()), message
     return message
 
 

@@ -9,23 +9,19 @@ import re
 import shutil
 import ssl
 import subprocess
+from functools import partial
 
 import pika
 import psutil
 import pytest
 
-from tests.helpers import documented
+from tests.helpers import documented, page_block
 from tools.broker import uses_docker
 from tools.broker.base import free_port
 from tools.broker.native import NativeBroker
 from tools.common import ROOT, wait_until
-from tools.pages import blocks
 
-
-def block(text: str) -> str:
-    """Return the page's block that contains a text."""
-    (found,) = [b.text for b in blocks(["docs/production.md"]) if text in b.text]
-    return found
+block = partial(page_block, "docs/production.md")
 
 
 @pytest.fixture(scope="module")
