@@ -33,18 +33,13 @@ def publish(channel, number):
     )
 
 
-def publish_no_confirms(count, confirm=False):
+def publish_one_at_a_time(count):
     connection = pika.BlockingConnection(PARAMETERS)
     channel = connection.channel()
-    if confirm:
-        channel.confirm_delivery()
+    channel.confirm_delivery()
     for number in range(count):
         publish(channel, number)
     connection.close()
-
-
-def publish_one_at_a_time(count):
-    publish_no_confirms(count, confirm=True)
 
 
 def publish_select_connection(count):
@@ -74,21 +69,6 @@ def publish_select_connection(count):
 
     connection = pika.SelectConnection(PARAMETERS, on_open, on_close_callback=on_close)
     connection.ioloop.start()
-
-
-def consume(prefetch):
-    """Acknowledge each message, until the process is killed."""
-    channel = pika.BlockingConnection(PARAMETERS).channel()
-
-    def on_message(channel, method, properties, body):
-        channel.basic_ack(delivery_tag=method.delivery_tag)
-        if method.delivery_tag % 1000 == 0:
-            print(f" [x] Received {method.delivery_tag}")
-
-    channel.basic_qos(prefetch_count=prefetch)
-    print(" [*] Waiting for messages")
-    channel.basic_consume(queue="confirms", on_message_callback=on_message)
-    channel.start_consuming()
 
 
 def worker():

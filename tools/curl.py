@@ -10,8 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 
-_, option, data, url = sys.argv
-assert option == "-d", "only curl -d DATA URL"
+_, _, data, url = sys.argv
 try:
     response = urllib.request.urlopen(url, data.encode(), timeout=60)
 except urllib.error.HTTPError as error:

@@ -4,19 +4,17 @@
     python -m tools.demo topic rpc    these
 
 Exits with status 0 if every terminal printed what its page shows.
-NO_COLOR=1 switches the colors off.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from tools.broker import temporary_broker
 from tools.broker.base import free_port
@@ -24,9 +22,6 @@ from tools.common import ToolError, exit_on_error, wait_until
 from tools.lessons import LESSONS
 from tools.pages import Block, commands, pattern, terminal_groups
 from tools.script import READY, ScriptProcess
-
-COLORS = (36, 35, 33)  # cyan, magenta, yellow
-CURL = "tools/curl.py"
 
 
 class Command:
@@ -37,19 +32,19 @@ class Command:
         self.print_line(f"$ {typed}")
         program, *arguments = shlex.split(typed)
         if program == "curl":
-            arguments = [CURL, *arguments]
+            arguments = ["tools/curl.py", *arguments]
         elif program != "python":
             raise ToolError(f"{block.place}: we can't run {typed!r}")
         self.process = ScriptProcess(
-            *arguments, url=url, cwd=cwd, on_line=self.print_line
+            *arguments,
+            url=url,
+            cwd=cwd,
+            stderr=subprocess.STDOUT,
+            on_line=self.print_line,
         )
 
     def print_line(self, line: str) -> None:
-        line = f"terminal {self.block.terminal} | {line}"
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            color = COLORS[int(self.block.terminal) % len(COLORS)]
-            line = f"\033[{color}m{line}\033[0m"
-        print(line, flush=True)
+        print(f"terminal {self.block.terminal} | {line}", flush=True)
 
     def keeps_running(self) -> bool:
         """Wait until it's ready for messages, or has exited. Return whether it runs."""
@@ -58,32 +53,16 @@ class Command:
         return process.running
 
     def matches(self) -> bool:
-        """Return whether it has printed what the page shows, on either stream.
-
-        A lesson's lines on standard output begin with [x], [*] or [.].
-        """
-        process = self.process
-        for stream, printed in enumerate((process.errors, process.output)):
-            parts = [
-                r"(.*\n)*" if line == "…" else pattern(line) + r"\n"
-                for line in self.shown
-                if line == "…"
-                or (process.script == CURL or bool(re.match(r" \[[x*.]\]", line)))
-                == bool(stream)
-            ]
-            lines = "".join(f"{line}\n" for line in printed)
-            if not re.fullmatch("".join(parts), lines):
-                return False
-        return True
+        """Return whether it has printed what the page shows."""
+        shown = [r"(.*\n)*" if s == "…" else pattern(s) + r"\n" for s in self.shown]
+        printed = "".join(f"{line}\n" for line in self.process.output)
+        return bool(re.fullmatch("".join(shown), printed))
 
     def check(self) -> None:
         """Raise ToolError if it failed, or printed something else than its page."""
-        status = self.process.wait()
-        if not self.matches():
+        if self.process.wait() != 0 or not self.matches():
             shown = "\n".join(self.shown)
             raise ToolError(f"{self.block.place} shows\n{shown}\nbut {self.process}")
-        if status != 0:
-            raise ToolError(f"{self.block.place}: {self.process}")
 
 
 def run_terminals(terminals: list[Block], url: str) -> None:
@@ -117,33 +96,15 @@ def run_terminals(terminals: list[Block], url: str) -> None:
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        prog="python -m tools.demo",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("lesson", nargs="*", help=f"one of {', '.join(LESSONS)}")
-    names = parser.parse_args().lesson or list(LESSONS)
-    if unknown := [name for name in names if name not in LESSONS]:
-        parser.error(f"unknown lesson {unknown[0]}: choose from {', '.join(LESSONS)}")
-    if os.environ.get("AMQP_URL"):
-        raise ToolError(
-            "AMQP_URL is set, but the demo uses only a broker that it starts itself, "
-            "so that it can't mix with your messages. Type: unset AMQP_URL"
-        )
-    failed = []
+    names = sys.argv[1:] or list(LESSONS)
+    if not set(names) <= set(LESSONS):
+        raise ToolError(f"LESSON must be one of {', '.join(LESSONS)}")
     with temporary_broker() as broker:
         print(broker)
         for name in names:
             print(f"\n== {name} ==")
-            try:
-                for terminals in terminal_groups([f"{name}/README.md"]):
-                    run_terminals(terminals, broker.url)
-            except ToolError as error:
-                failed.append(name)
-                print(f"   failed: {error}")
-    if failed:
-        raise ToolError(f"These lessons failed: {', '.join(failed)}")
+            for terminals in terminal_groups([f"{name}/README.md"]):
+                run_terminals(terminals, broker.url)
     print(f"\nEach lesson printed what its page shows: {', '.join(names)}.")
 
 

@@ -20,7 +20,8 @@ READY = (" [*] ", " [x] Awaiting")
 class ScriptProcess:
     """A running script, such as ScriptProcess("simple/consumer.py", url=broker.url).
 
-    `output` and `errors` are the lines of its standard output and error so far.
+    `output` and `errors` are the lines of its standard output and error so far. With
+    stderr=subprocess.STDOUT, all are in `output`, in the order of a terminal.
     `on_line`, if given, is called with each line of either, in another thread.
     Other keyword arguments become environment variables. Timeouts are in seconds.
     """
@@ -32,6 +33,7 @@ class ScriptProcess:
         url: str | None = None,
         on_line: Callable[[str], None] | None = None,
         cwd: str | Path | None = None,
+        stderr: int = subprocess.PIPE,
         **environment: str,
     ) -> None:
         self.script = script
@@ -48,12 +50,13 @@ class ScriptProcess:
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
         )
         streams = (self.process.stdout, self.output), (self.process.stderr, self.errors)
         self._readers = [
-            threading.Thread(target=self._read, args=args, daemon=True)
-            for args in streams
+            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+            for stream, lines in streams
+            if stream
         ]
         for reader in self._readers:
             reader.start()
@@ -92,10 +95,7 @@ class ScriptProcess:
             exited = not self.running  # look at this first: it might print, then exit
             return self.count(*texts) >= times or exited
 
-        try:
-            wait_until(finished, f"{texts} x {times}", timeout)
-        except ToolError as error:
-            raise ToolError(f"{error}\n{self}") from None
+        wait_until(finished, self, timeout)
         if self.count(*texts) < times:
             raise ToolError(f"Exited without {texts} x {times}\n{self}")
         return self
@@ -109,13 +109,8 @@ class ScriptProcess:
 
         Raises ToolError after the timeout.
         """
-        try:
-            status = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise ToolError(f"Timed out after {timeout} s: exit\n{self}") from None
-        for reader in self._readers:
-            reader.join(timeout)
-        return status
+        wait_until(lambda: not self.running, self, timeout)
+        return self.process.wait()
 
     def stop(self, signum: int = signal.SIGTERM, timeout: float = 30) -> int:
         """Send it a signal and return its exit status. See wait()."""

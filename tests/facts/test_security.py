@@ -91,7 +91,7 @@ def ports(tmp_path):
     commands = commands.replace("broker.example", "localhost")
     subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True)
     amqp, ui, metrics, tls = ports = [free_port() for _ in range(4)]
-    broker = NativeBroker(amqp, tmp_path / "node")
+    broker = NativeBroker(amqp, tmp_path / "node", ui)
     config = block("listeners.tcp.1").replace("5672", str(amqp))
     config += f"management.tcp.port = {ui}\nprometheus.tcp.port = {metrics}\n"
     config += block("listeners.ssl").replace("listeners.tcp = none", "")

@@ -68,7 +68,7 @@ def test_second_signal_ends_a_worker_even_while_the_broker_is_frozen(
         return worker.process.poll() is not None
 
     with broker.frozen():
-        wait_until(exited, worker, 10, interval=0.2)
+        wait_until(exited, worker, 10)
     assert worker.wait() == -signum  # with status 0, one signal would have been enough
     assert done(worker) == []
     wait_for_message_count(1, channel, LESSONS[lesson].queue)

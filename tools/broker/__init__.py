@@ -19,8 +19,6 @@ from tools.broker.docker import DockerBroker, docker_problem, pull
 from tools.broker.native import NativeBroker, native_programs
 from tools.common import ToolError, ignore_signals
 
-__all__ = ["Broker", "broker_on", "install", "temporary_broker", "temporary_cluster"]
-
 
 def install() -> None:
     """Get what temporary_broker() needs, unless it's here. Raises ToolError."""
@@ -55,13 +53,16 @@ def uses_docker() -> bool:
     return not docker_problem()
 
 
-def broker_on(port: int, ui_port: int) -> Broker:
-    """Return a broker for these ports that keeps its data. Raises ToolError."""
+def broker_on(port: int, ui_port: int, name: str = "", folder: Path = FOLDER) -> Broker:
+    """Return a broker for these ports, with its data under that name.
+
+    Raises ToolError.
+    """
+    # The port is in the name, because a Compose project has only one broker.
+    name = name or f"rabbitmq-by-example-{port}"
     if uses_docker():
-        # The port is in the project's name, because a project has only one broker.
-        ports = {"AMQP_PORT": port, "UI_PORT": ui_port}
-        return DockerBroker(f"rabbitmq-by-example-{port}", ports)
-    return NativeBroker(port, FOLDER / f"data-{port}", ui_port)
+        return DockerBroker(name, {"AMQP_PORT": port, "UI_PORT": ui_port})
+    return NativeBroker(port, folder / name, ui_port)
 
 
 @contextlib.contextmanager
@@ -70,13 +71,8 @@ def temporary_broker() -> Iterator[Broker]:
 
     Raises ToolError if it doesn't start.
     """
-    broker: Broker
-    name = temporary_name()
-    port, ui_port = free_port(), free_port()
-    if uses_docker():
-        broker = DockerBroker(name, {"AMQP_PORT": port, "UI_PORT": ui_port})
-    else:
-        broker = NativeBroker(port, Path(tempfile.gettempdir(), name), ui_port)
+    folder = Path(tempfile.gettempdir())
+    broker = broker_on(free_port(), free_port(), temporary_name(), folder)
     try:
         broker.start()
         yield broker
@@ -89,19 +85,15 @@ def temporary_broker() -> Iterator[Broker]:
 def temporary_cluster() -> Iterator[list[DockerBroker]]:
     """Start the three nodes of docker-compose.yml. Remove them afterwards.
 
-    Raises ToolError if they don't start, or if we can't use Docker.
+    This requires Docker. Raises ToolError if they don't start.
     """
-    if not uses_docker():
-        raise ToolError("Three nodes require Docker. Set BROKER=docker to see why not.")
     amqp = {n: f"AMQP_PORT_{n}" for n in (1, 2, 3)}
     ports = {variable: free_port() for variable in [*amqp.values(), "UI_PORT_1"]}
     name = temporary_name()
     nodes = [DockerBroker(name, ports, f"rabbit-{n}", amqp[n]) for n in amqp]
     try:
-        # All together, because each waits for the others. Then each until it answers.
-        nodes[0].compose("up", "-d", *(node.service for node in nodes))
-        for node in nodes:
-            node.start()
+        # All together, because each waits for the others.
+        nodes[0].compose("up", "-d", "--wait", *(node.service for node in nodes))
         yield nodes
     finally:
         with ignore_signals():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,13 +12,12 @@ import socket
 import urllib.request
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pika.frame
 
-from tools.common import ToolError, wait_until
+from tools.common import ToolError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 FOLDER = CACHE / "rabbitmq-by-example"
@@ -27,12 +27,10 @@ class Broker(ABC):
     """A RabbitMQ node on this machine. Its methods raise ToolError.
 
     `kind` says where it runs, `port` is its AMQP port, and `url` is its AMQP_URL. If it
-    has a management UI, `ui_port` is its port. `version` is RabbitMQ's, such as
-    (4, 3, 6), once the node has started.
+    has a management UI, `ui_port` is its port.
     """
 
     kind: str
-    version: tuple[int, ...] = ()
 
     def __init__(self, port: int, ui_port: int | None) -> None:
         self.port = port
@@ -43,27 +41,15 @@ class Broker(ABC):
         version = ".".join(map(str, self.version))
         return f"RabbitMQ {version}, {self.kind}, on localhost:{self.port}"
 
+    @functools.cached_property
+    def version(self) -> tuple[int, ...]:
+        """RabbitMQ's version, such as (4, 3, 6)."""
+        numbers = re.findall(r"\d+", server_properties(self.port)["version"])
+        return tuple(map(int, numbers[:3]))
+
+    @abstractmethod
     def start(self) -> None:
         """Start the node, with the data it had, if any. Return once it's ready."""
-        self.launch()
-
-        def ready() -> bool:
-            properties = server_properties(self.port)
-            if not self.is_ours(properties):
-                return False
-            numbers = re.findall(r"\d+", properties["version"])[:3]
-            self.version = tuple(map(int, numbers))
-            return True
-
-        wait_until(ready, f"an answer on localhost:{self.port}", 120, interval=0.05)
-
-    @abstractmethod
-    def launch(self) -> None:
-        """Start the node, but don't wait until it's ready."""
-
-    @abstractmethod
-    def is_ours(self, properties: dict[str, str]) -> bool:
-        """Return whether these server_properties() are this node's."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -74,12 +60,8 @@ class Broker(ABC):
         """Kill the node with SIGKILL. Keep its data as they are at that moment."""
 
     @abstractmethod
-    def freeze(self) -> None:
-        """Suspend the node: connections stay open, and the broker doesn't respond."""
-
-    @abstractmethod
-    def thaw(self) -> None:
-        """Resume the node after freeze()."""
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        """Suspend the node in a `with` block: it doesn't respond, or disconnect."""
 
     @abstractmethod
     def remove(self) -> None:
@@ -126,15 +108,6 @@ class Broker(ABC):
         self.stop()
         self.start()
 
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Suspend the node for the length of a `with` block."""
-        try:
-            self.freeze()
-            yield
-        finally:
-            self.thaw()
-
 
 def server_properties(port: int) -> dict[str, str]:
     """Return what the RabbitMQ on localhost at that port says about itself, or {}.
@@ -142,21 +115,20 @@ def server_properties(port: int) -> dict[str, str]:
     A client begins with a protocol header, and the broker responds with its properties:
     section 4.2.2 of the specification on https://www.rabbitmq.com/amqp-0-9-1-protocol.
 
-    Raises ToolError if another program answers, or nothing comes within 5 seconds.
+    Raises ToolError if another program answers.
     """
     received = b""
-    try:
-        with socket.create_connection(("localhost", port), timeout=5) as connection:
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            while chunk := connection.recv(4096):
-                received += chunk
-                _, frame = pika.frame.decode_frame(received)
-                if isinstance(frame, pika.frame.Method):
-                    return frame.method.server_properties
-    except TimeoutError:
-        received = received or b"silence"
-    except OSError:
-        return {}  # nothing listens there, or the broker has just stopped
+    address = "localhost", port
+    with (
+        contextlib.suppress(OSError),  # nothing listens there, or it has just stopped
+        socket.create_connection(address, timeout=5) as connection,
+    ):
+        connection.sendall(b"AMQP\x00\x00\x09\x01")
+        while chunk := connection.recv(4096):
+            received += chunk
+            _, frame = pika.frame.decode_frame(received)
+            if isinstance(frame, pika.frame.Method):
+                return frame.method.server_properties
     if received:
         raise ToolError(f"Another program uses port {port}. Stop it, or set AMQP_PORT.")
     return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from pathlib import Path
 
@@ -22,8 +21,8 @@ def unpack() -> None:
     Raises ToolError.
     """
     check_path(DEBIAN)
-    print(f"Downloading Debian's RabbitMQ into {FOLDER}, once.", flush=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
+    print(f"Downloading Debian's RabbitMQ into {FOLDER}, once.", flush=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
         new = Path(name)
         for folder in ("lists/partial", "archives/partial"):
@@ -38,10 +37,9 @@ def unpack() -> None:
             apt += ["-o", option]
         run(*apt, "update")
         install = ["install", "--download-only", "--no-install-recommends"]
-        run(*apt, *install, "rabbitmq-server", timeout=1800)
+        run(*apt, *install, "rabbitmq-server")
         for package in new.glob("archives/*.deb"):
             run("dpkg-deb", "-x", str(package), f"{new}/root")
         erl, home = new / "root/usr/lib/erlang/bin/erl", "/usr/lib/erlang"
         erl.write_text(erl.read_text().replace(home, f"{DEBIAN}{home}"))
-        with contextlib.suppress(OSError):  # another process was faster
-            (new / "root").rename(DEBIAN)
+        (new / "root").rename(DEBIAN)

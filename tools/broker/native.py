@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from tools.broker.base import Broker, check_path, free_port
+from tools.broker.base import Broker, check_path, free_port, server_properties
 from tools.broker.debian import DEBIAN
 from tools.common import ToolError, run, wait_until
 
@@ -25,23 +27,18 @@ class NativeBroker(Broker):
 
     kind = "as a private node on this machine"
 
-    def __init__(self, port: int, folder: Path, ui_port: int | None = None) -> None:
+    def __init__(self, port: int, folder: Path, ui_port: int) -> None:
         super().__init__(port, ui_port)
         check_path(folder)
-        programs = native_programs()
-        if not programs:
-            raise ToolError("RabbitMQ isn't installed. Type: make setup")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self._processes: list[subprocess.Popen] = []
-        config, plugins = f"listeners.tcp.1 = 127.0.0.1:{port}\n", "[]."
-        if ui_port:
-            config += (
-                f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {ui_port}\n"
-            )
-            plugins = "[rabbitmq_management]."
-        (folder / "rabbitmq.conf").write_text(config)
-        (folder / "enabled_plugins").write_text(plugins)
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+            "management.tcp.ip = 127.0.0.1\n"
+            f"management.tcp.port = {ui_port}\n"
+        )
+        (folder / "enabled_plugins").write_text("[rabbitmq_management].")
         files = {
             "CONF_ENV_FILE": "rabbitmq-env.conf",  # doesn't exist, as two more of these
             "CONFIG_FILE": "rabbitmq.conf",
@@ -72,12 +69,12 @@ class NativeBroker(Broker):
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(free_port()),
             "HOME": str(folder),  # for the Erlang cookie
-            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PATH": f"{native_programs()}:{os.environ['PATH']}",
             # For libraries that unpack() found missing.
             "LD_LIBRARY_PATH": ":".join(map(str, DEBIAN.glob("usr/lib/*-linux-gnu*"))),
         }
 
-    def launch(self) -> None:
+    def start(self) -> None:
         with (self.folder / "output").open("wb") as file:
             for program in ("epmd", "rabbitmq-server"):
                 process = subprocess.Popen(
@@ -90,13 +87,16 @@ class NativeBroker(Broker):
                 )
                 self._processes.append(process)
 
-    def is_ours(self, properties: dict[str, str]) -> bool:
-        if self._processes[-1].poll() is not None:
-            reason = (self.folder / "output").read_text(errors="replace")[-2000:]
-            raise ToolError(f"rabbitmq-server didn't start:\n{reason}")
-        # By default, a cluster has the name of its first node. Another RabbitMQ can
-        # answer on our port while ours still starts, and fails.
-        return properties.get("cluster_name", "").startswith(f"{self.folder.name}@")
+        def ready() -> bool:
+            if self._processes[-1].poll() is not None:
+                reason = (self.folder / "output").read_text(errors="replace")[-2000:]
+                raise ToolError(f"rabbitmq-server didn't start:\n{reason}")
+            # By default, a cluster has the name of its first node. Another RabbitMQ can
+            # answer on our port while ours still starts, and fails.
+            name = server_properties(self.port).get("cluster_name", "")
+            return name.startswith(f"{self.folder.name}@")
+
+        wait_until(ready, f"an answer on localhost:{self.port}", 120)
 
     def stop(self) -> None:
         if self._processes:
@@ -115,15 +115,17 @@ class NativeBroker(Broker):
         while self._processes:
             self._processes.pop().wait()
 
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
         # The node is a child of the script rabbitmq-server. It stops a moment later.
         node = psutil.Process(self._processes[-1].pid).children()
         stopped = psutil.STATUS_STOPPED
-        wait_until(lambda: all(p.status() == stopped for p in node), "SIGSTOP")
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        try:
+            self._signal(signal.SIGSTOP)
+            wait_until(lambda: all(p.status() == stopped for p in node), "SIGSTOP")
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
     def remove(self) -> None:
         self.kill()
@@ -131,10 +133,6 @@ class NativeBroker(Broker):
 
     def ctl(self, *arguments: str) -> str:
         return run("rabbitmqctl", "-q", *arguments, env=self.environment)
-
-    def log(self) -> str:
-        """Return the node's log."""
-        return (self.folder / "rabbit.log").read_text(errors="replace")
 
 
 def native_programs() -> str:
