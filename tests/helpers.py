@@ -113,27 +113,18 @@ def after(marker: str, processes: Iterable[ScriptProcess]) -> list[str]:
 
 
 def message_count(channel: BlockingChannel, queue: str) -> int:
-    """Return how many messages in the queue aren't at a consumer.
-
-    Raises pika.exceptions.ChannelClosedByBroker if the queue doesn't exist.
-    """
+    """Return how many messages in the queue aren't at a consumer."""
     return channel.queue_declare(queue, passive=True).method.message_count
 
 
 def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> None:
-    """Wait up to 20 s, because the broker requeues and confirms after a moment.
-
-    Raises ToolError after that.
-    """
+    """Wait up to 20 s, because the broker requeues and confirms after a moment."""
     description = f"{count} messages in {queue}"
     wait_until(lambda: message_count(channel, queue) == count, description, 20)
 
 
 def get(channel: BlockingChannel, queue: str) -> tuple:
-    """Wait for a message in the queue, and take it. Return (method, properties, body).
-
-    Raises ToolError after 30 s.
-    """
+    """Wait for a message, and take it. Return (method, properties, body)."""
     found = []
 
     def arrived() -> bool:

@@ -33,10 +33,6 @@ def twin(page: str) -> str:
     return page.replace(".md", ".zh-CN.md")
 
 
-def english(page: str) -> str:
-    return page.replace(".zh-CN", "")
-
-
 @pytest.mark.usefixtures("start")  # deletes the queues
 @pytest.mark.parametrize("page", ENGLISH)
 def test_consoles_print_what_the_page_shows(page, broker):
@@ -138,7 +134,8 @@ def why_broken(page: str, target: str) -> str:
     file, anchor = resolve(page, target)
     if not file.exists() or not file.is_relative_to(ROOT):
         return "no such file"
-    chinese, own_twin = file.with_name(twin(file.name)), ROOT / english(page)
+    chinese = file.with_name(twin(file.name))
+    own_twin = ROOT / page.replace(".zh-CN", "")
     if page in CHINESE and chinese.exists() and file not in (chinese, own_twin):
         return "there's a Chinese page"
     if anchor and anchor not in anchors(file):
@@ -236,4 +233,4 @@ def neutral_link(page: str, target: str) -> str:
         return target
     file, anchor = resolve(page, target)
     number = [*anchors(file), anchor].index(anchor) if anchor else ""
-    return f"{english(str(file))}#{number}"
+    return f"{file}#{number}".replace(".zh-CN", "")

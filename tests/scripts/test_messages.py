@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pika
-import pytest
 
 from tests.helpers import documented, wait_for_message_count
 from tools.lessons import LESSONS
@@ -76,28 +75,16 @@ def test_consumers_survive_any_message(start, channel, tmp_path):
         assert all(line.startswith(" [") for line in lines), consumer
 
 
-@pytest.fixture
-def undecodable(channel, monkeypatch):
-    """undecodable(queue) sends a message whose header pika can't decode.
-
-    It has a timestamp in milliseconds, as other clients can send: in the year 56867.
-    """
-
-    def publish(queue):
-        with monkeypatch.context() as patch:
-            patch.setattr("calendar.timegm", lambda _: 1_732_396_192_000)
-            headers = {"sent": datetime.now(timezone.utc)}
-            properties = pika.BasicProperties(headers=headers)
-            channel.basic_publish("", queue, b"message", properties)
-
-    return publish
-
-
-def test_header_that_pika_cannot_decode_breaks_each_connection(start, undecodable):
+def test_header_that_pika_cannot_decode_breaks_each_connection(
+    start, channel, monkeypatch
+):
+    """A timestamp in milliseconds, as other clients can send: in the year 56867."""
     consumer = start("simple/consumer.py").wait_until_ready()
     worker = start("advanced/reconnect/consumer.py").wait_until_ready()
-    undecodable("hello")
-    undecodable("jobs")
+    monkeypatch.setattr("calendar.timegm", lambda _: 1_732_396_192_000)
+    properties = pika.BasicProperties(headers={"sent": datetime.now(timezone.utc)})
+    for queue in ("hello", "jobs"):
+        channel.basic_publish("", queue, b"message", properties)
     error = "ValueError('year "  # the rest depends on Python's version
     assert consumer.wait() == 1
     (line,) = consumer.errors
