@@ -14,6 +14,7 @@ from tests.helpers import (
     edited,
     get,
     message_count,
+    run_script,
     wait_for_message_count,
 )
 
@@ -28,11 +29,6 @@ CHAIN = "numbers = itertools.chain(list(self.in_flight.values()), self.new)"
 WORK = "work(body)"
 PREFETCH = "channel.basic_qos(prefetch_count=1000)"
 IF_ALL_ARE_DONE = "if channel.get_waiting_message_count() == 0:"
-
-
-def publish(start, *arguments):
-    producer = start(PRODUCER, *arguments)
-    assert producer.wait(60) == 0, producer
 
 
 def take_all(channel):
@@ -150,7 +146,7 @@ def test_producer_waits_while_the_broker_is_low_on_memory(start, broker):
 
 
 def test_one_acknowledgement_is_for_many_messages(start, tmp_path):
-    publish(start, "2000")
+    run_script(start, PRODUCER, "2000")
     count = {IF_ALL_ARE_DONE: f"{IF_ALL_ARE_DONE}\n    print('ack')"}
     consumer = start(edited(tmp_path, CONSUMER, count)).wait_for("Received 2000")
     assert consumer.count("ack") < 400
@@ -159,10 +155,10 @@ def test_one_acknowledgement_is_for_many_messages(start, tmp_path):
 def test_consumer_takes_1000_messages_in_advance_and_acknowledges_after_the_work(
     start, channel, tmp_path
 ):
-    publish(start, "1")
+    run_script(start, PRODUCER, "1")
     lines = {WORK: "print('working')\n__import__('time').sleep(60)"}
     consumer = start(edited(tmp_path, CONSUMER, lines)).wait_for("working")
-    publish(start, "3000")
+    run_script(start, PRODUCER, "3000")
     wait_for_message_count(2001, channel, QUEUE)
     consumer.kill()
     wait_for_message_count(3001, channel, QUEUE)
@@ -170,7 +166,7 @@ def test_consumer_takes_1000_messages_in_advance_and_acknowledges_after_the_work
 
 @pytest.mark.faults
 def test_no_message_is_lost_when_the_broker_is_killed(start, broker, report):
-    publish(start, "0")  # it declares the queue
+    run_script(start, PRODUCER, "0")  # it declares the queue
     time.sleep(SETTLED)
     producer = start(PRODUCER, "30000").wait_for("Confirmed 10000")
     broker.kill()
@@ -189,7 +185,7 @@ def test_heartbeats_wait_until_all_that_have_arrived_are_done(start, broker, tmp
     """1000 x 10 ms is longer than two heartbeats, and 10 x 10 ms isn't."""
     url = f"{broker.url}?heartbeat=1"
     lines = {WORK: "__import__('time').sleep(0.01)"}
-    publish(start, "1000")
+    run_script(start, PRODUCER, "1000")
     consumer = start(edited(tmp_path, CONSUMER, lines), url=url)
     assert consumer.wait() == 1
     lines[PREFETCH] = PREFETCH.replace("1000", "10")

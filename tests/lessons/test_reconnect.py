@@ -29,14 +29,7 @@ CONSUMER = "advanced/reconnect/consumer.py"
 PRODUCER = "advanced/reconnect/producer.py"
 # Every script that reconnects, with arguments for a short run.
 ALL = {CONSUMER: [], PRODUCER: ["a"], "advanced/confirms/producer.py": ["10"]}
-
-
-def wait_until_connected(processes):
-    for script, process in processes.items():
-        if script == CONSUMER:
-            process.wait_until_ready()
-        else:
-            assert process.wait() == 0, process
+CONNECTED = "[*] Waiting", "[x] Sent 'a'", "[x] Confirmed 10 in"
 
 
 # Python imports this first.
@@ -63,10 +56,11 @@ def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
             broker.url,
         ]
         environment = {"url": ",".join(urls), "PYTHONPATH": str(tmp_path)}
-        processes = {s: start(s, *some, **environment) for s, some in ALL.items()}
-        wait_until_connected(processes)
+        processes = [start(s, *some, **environment) for s, some in ALL.items()]
+        for process in processes:
+            process.wait_for(*CONNECTED)
     last_word = documented("Retrying.")
-    for process in processes.values():
+    for process in processes:
         assert len(process.errors) == process.output.count("sleep 1") == len(urls) - 1
         for line in process.errors:
             assert line.startswith(" [!] RabbitMQ at "), process
@@ -77,13 +71,14 @@ def test_reached_connection_limit_is_retried(start, broker):
     limit = "vhost-limits/%2F/max-connections"
     broker.put(limit, value=0)
     try:
-        processes = {script: start(script, *some) for script, some in ALL.items()}
-        for process in processes.values():
+        processes = [start(script, *some) for script, some in ALL.items()]
+        for process in processes:
             process.wait_for("connection limit (0) is reached", times=2)
             assert process.count("Retrying.") >= 1, process
     finally:
         broker.delete(limit)
-    wait_until_connected(processes)
+    for process in processes:
+        process.wait_for(*CONNECTED)
 
 
 def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(

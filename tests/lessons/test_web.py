@@ -18,16 +18,15 @@ from tests.helpers import (
     edited,
     get,
     message_count,
+    page_block,
     received,
     wait_for_message_count,
 )
 from tools.broker.base import free_port
 from tools.common import ROOT, wait_until
-from tools.pages import blocks
 
 CONSUMER = "advanced/web/consumer.py"
 PRODUCER = "advanced/web/producer.py"
-PAGE = "advanced/web/README.md"
 QUEUE = "signups"
 
 # The server responds within 5 seconds of a request. This leaves a slow machine time.
@@ -221,7 +220,7 @@ def test_forked_process_publishes_with_the_lines_on_the_page(
     start, queue, channel, tmp_path
 ):
     functions = (ROOT / PRODUCER).read_text().split("class Handler")[0]
-    (lines,) = [b.text for b in blocks([PAGE], "python") if "after_in_child" in b.text]
+    lines = page_block("advanced/web/README.md", "after_in_child")
     program = 'child = os.fork()\npublish(b"alice")\nif child:\n    os.wait()\n'
     (tmp_path / "app.py").write_text(functions + lines + program)
     assert start(str(tmp_path / "app.py")).wait() == 0
