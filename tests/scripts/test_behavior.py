@@ -67,19 +67,18 @@ def check_exits_with_one_line(process, *texts):
     assert PASSWORD not in lines[0]
 
 
-def test_failed_connection_is_one_line(start_all):
+def test_failed_connection_is_one_line(start):
     http, resetting = (partial(answering_server, b) for b in (b"HTTP/1.1 4", b""))
-    amqp = f"amqp://guest:{PASSWORD}@127.0.0.1"
-    for server, url, reason in [
-        (closed_port, amqp, documented("Connection refused")),
-        (closed_port, "amqp://nowhere.invalid", documented("gaierror")),
-        (silent_server, amqp, documented("StackTimeout")),
-        (http, amqp, documented("IncompatibleProtocolError")),
-        (resetting, amqp.replace("amqp", "amqps"), "Error"),
+    url = f"amqp://guest:{PASSWORD}@127.0.0.1:%s/%%2F"
+    for server, address, reason in [
+        (closed_port, url, documented("Connection refused")),
+        (closed_port, url.replace("127.0.0.1", "a.invalid"), documented("gaierror")),
+        (silent_server, f"{url}?stack_timeout=1", documented("StackTimeout")),
+        (http, url, documented("IncompatibleProtocolError")),
+        (resetting, url.replace("amqp", "amqps"), "Error"),
     ]:
         with server() as port:
-            url = f"{url}:{port}/%2F" + "?stack_timeout=1" * (server == silent_server)
-            (process,) = start_all(["fanout/consumer.py"], url=url).values()
+            process = start("fanout/consumer.py", url=address % port)
             texts = "Can't connect to RabbitMQ", reason, "Is it running"
             check_exits_with_one_line(process, *texts)
 
@@ -87,17 +86,14 @@ def test_failed_connection_is_one_line(start_all):
 def test_refused_login_is_one_line(start_all, broker):
     broker.put("vhosts/theirs")
     broker.delete("permissions/theirs/guest")
+    wrong_password = broker.url.replace(":guest@", f":{PASSWORD}@")
+    theirs = broker.url.replace("%2F", "theirs")
     try:
-        for right, wrong, reason in [
-            (
-                ":guest@",
-                f":{PASSWORD}@",
-                documented("ACCESS_REFUSED - Login was refused"),
-            ),
-            ("%2F", "nowhere", documented("NOT_ALLOWED - vhost … not found")),
-            ("%2F", "theirs", documented("NOT_ALLOWED - access to vhost …")),
+        for url, reason in [
+            (wrong_password, documented("ACCESS_REFUSED - Login was refused")),
+            (f"{broker.url}x", documented("NOT_ALLOWED - vhost … not found")),
+            (theirs, documented("NOT_ALLOWED - access to vhost …")),
         ]:
-            url = broker.url.replace(right, wrong)
             for process in start_all(KINDS, url=url).values():
                 check_exits_with_one_line(process, reason, "password…and vhost right?")
     finally:
@@ -116,10 +112,10 @@ INVALID_URLS = [
 ]
 
 
-def test_invalid_url_shows_what_a_url_looks_like(start_all):
+def test_invalid_url_shows_what_a_url_looks_like(start):
     text = documented("AMQP_URL should look like …")
     for script, url in zip([*KINDS, *SERVERS], INVALID_URLS, strict=True):
-        (process,) = start_all([script], url=url.format(PASSWORD)).values()
+        process = start(script, url=url.format(PASSWORD))
         check_exits_with_one_line(process, text, "amqp://user:password@host:5672/%2F")
 
 
