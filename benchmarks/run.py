@@ -72,7 +72,7 @@ class Bench:
     def work(self, command: str, count: int) -> float:
         queue = "jobs" if "reconnect" in command else "task_queue"
         self.create(queue, count)
-        lines = 2 * (1 + 2 * count)  # of two workers: Waiting, and each Received, Done
+        lines = 2 + 2 * count  # Waiting from each worker, Received, Done for each task
         times: list[float] = []
         with ExitStack() as stack:
             for _ in range(2):
