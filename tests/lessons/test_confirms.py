@@ -51,9 +51,6 @@ def check_not_confirmed(process, count):
     return confirmed, first
 
 
-# The producer.
-
-
 def lose_in_flight(start, broker, folder, in_flight, *arguments, **lines):
     """Run the producer until so many messages are in flight, and break its connection.
 
@@ -140,9 +137,6 @@ def test_producer_waits_while_the_broker_is_low_on_memory(start, broker):
     finally:
         broker.ctl("set_vm_memory_high_watermark", "0.4")
     assert producer.wait() == 0, producer
-
-
-# The consumer.
 
 
 def test_one_acknowledgement_is_for_many_messages(start, tmp_path):

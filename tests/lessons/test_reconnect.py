@@ -1,8 +1,7 @@
 """advanced/reconnect/: what its comments and its page claim.
 
-Workers, brokers and connections are killed, cut off and frozen. No task may get lost.
-What the worker shares with long_tasks is in test_long_tasks.py. The tests of the other
-lesson that reconnects, confirms, are here where they're the same.
+What its worker shares with long_tasks is in test_long_tasks.py. What the producer of
+confirms shares with these scripts is here.
 """
 
 import random
@@ -32,18 +31,12 @@ ALL = {CONSUMER: [], PRODUCER: ["a"], "advanced/confirms/producer.py": ["10"]}
 CONNECTED = "[*] Waiting", "[x] Sent 'a'", "[x] Confirmed 10 in"
 
 
-# Python imports this first.
-NOISY_SLEEP = """
-import time
-sleep = time.sleep
-time.sleep = lambda seconds: (print("sleep", seconds, flush=True), sleep(seconds))
-"""
-
-
 def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
     start, broker, tmp_path
 ):
-    (tmp_path / "sitecustomize.py").write_text(NOISY_SLEEP)
+    # Python imports this first. It prints the seconds instead of waiting for them.
+    no_sleep = "import time\ntime.sleep = lambda s: print(f'sleep {s}', flush=True)"
+    (tmp_path / "sitecustomize.py").write_text(no_sleep)
     with ExitStack() as stack:
         servers = closed_port(), silent_server(), answering_server(b"")
         closed, silent, reset = map(stack.enter_context, servers)
@@ -61,6 +54,7 @@ def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
             process.wait_for(*CONNECTED)
     last_word = documented("Retrying.")
     for process in processes:
+        process.wait_for(last_word, times=len(urls) - 1)
         assert len(process.errors) == process.output.count("sleep 1") == len(urls) - 1
         for line in process.errors:
             assert line.startswith(" [!] RabbitMQ at "), process

@@ -118,19 +118,18 @@ def test_reader_at_an_offset_beyond_the_end_skips_events(reader, start, tmp_path
     assert not {"new 0", "new 1"} & {*events(alice)}
 
 
-def test_reader_that_does_not_acknowledge_gets_100_events(reader, channel, tmp_path):
+def test_reader_gets_100_events_in_advance_and_needs_that_limit(
+    reader, channel, tmp_path
+):
     channel.queue_declare("events", durable=True, arguments=STREAM)
     append(channel, "events", [b"x"] * 200)
     frank = reader("frank", edit={ACK: ""}).wait_for("Received", times=100)
     wait_for_position(100, tmp_path / "frank.position")
     assert frank.stop(signal.SIGINT) == 0
     assert len(events(frank)) == 100
-
-
-def test_stream_requires_a_prefetch_limit(reader):
-    alice = reader(edit={QOS: ""})
-    assert alice.wait() == 1
-    assert "prefetch count is not set" in alice.errors[0]
+    frank = reader("frank", edit={QOS: ""})
+    assert frank.wait() == 1
+    assert "prefetch count is not set" in frank.errors[0]
 
 
 def test_reader_that_falls_behind_resumes_at_the_first_event_left(channel, declare):
