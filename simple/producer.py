@@ -9,7 +9,7 @@
     python simple/producer.py              sends '兔子0' to '兔子9'
     python simple/producer.py Hello 3      sends 'Hello0' to 'Hello2'
 
-Start consumer.py before or after it: the queue keeps the messages until then.
+You can start consumer.py before or after it, because the queue keeps the messages.
 """
 
 import os

@@ -7,7 +7,7 @@
     producer.py --> (exchange "topic_logs") -+--kern.*-----> [queue] --> consumer.py
                                              +--*.critical-> [queue] --> consumer.py
 
-    python topic/producer.py                              sends it as anonymous.info
+    python topic/producer.py             sends 'Hello World!' as anonymous.info
     python topic/producer.py kern.critical 'Kernel panic'
 
 Start a consumer with a matching pattern first: an exchange doesn't store messages.

@@ -37,7 +37,7 @@ def main():
     channel.queue_declare(queue="task_queue", durable=True, arguments=quorum)
 
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
-    # the message on disk, and raises an exception if it refuses or disconnects.
+    # the message on disk. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
 
     for task in tasks:
@@ -49,7 +49,7 @@ def main():
             # the older classic queues only if the message is persistent.
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
             # Raise an exception if no queue gets the message. Otherwise the broker
-            # drops it, and confirms it all the same.
+            # drops it but confirms it all the same.
             mandatory=True,
         )
         print(f" [x] Sent {task!r}")

@@ -51,7 +51,7 @@ def main():
     channel.queue_declare(queue="purchases", durable=True, arguments=quorum)
 
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
-    # the message on disk, and raises an exception if it refuses or disconnects.
+    # the message on disk. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
 
     outbox = database.execute("SELECT id, item FROM outbox ORDER BY rowid").fetchall()

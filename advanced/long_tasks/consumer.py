@@ -75,7 +75,7 @@ def main():
             sys.exit()
 
     signal.signal(signal.SIGINT, stop)  # Ctrl+C
-    signal.signal(signal.SIGTERM, stop)  # sent by docker stop, or systemd
+    signal.signal(signal.SIGTERM, stop)  # sent by docker stop, systemd or Kubernetes
     channel.basic_consume(queue="videos", on_message_callback=on_message)
     print(" [*] Waiting for messages. To exit press CTRL+C")
     channel.start_consuming()

@@ -92,10 +92,10 @@ def connect(node):
 
 
 def retry(node, error):
-    """Print why there's no connection and wait a second. Exit if that can't help."""
+    """Print why there's no connection and wait a second. Exit if a retry can't help."""
     line = f" [!] RabbitMQ at {node.host}:{node.port}: {error!r}."
     refused = "ACCESS_REFUSED" in line or "NOT_ALLOWED" in line
-    if refused and "connection limit" not in line:  # which others might soon free
+    if refused and "connection limit" not in line:  # others might disconnect soon
         sys.exit(f"{line} Are user, password and vhost right?")
     print(f"{line} Retrying.", file=sys.stderr)
     time.sleep(1)

@@ -63,7 +63,7 @@ def main():
         channel.queue_declare(queue=queue, durable=True, arguments=wait)
 
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
-    # the message on disk, and raises an exception if it refuses or disconnects.
+    # the message on disk. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
 
     def on_message(channel, method, properties, body):

@@ -36,7 +36,7 @@ def main():
     channel = connection.channel()
 
     # Publisher confirms: from now on, basic_publish returns when the broker has stored
-    # the message on disk, and raises an exception if it refuses or disconnects.
+    # the message on disk. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
 
     for email in emails:

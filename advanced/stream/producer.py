@@ -38,7 +38,7 @@ def main():
     channel.queue_declare(queue="events", durable=True, arguments=stream)
 
     # Publisher confirms: from now on, basic_publish returns when the broker has the
-    # event in the stream, and raises an exception if it refuses or disconnects.
+    # event in the stream. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
 
     for event in events:

@@ -102,7 +102,7 @@ def open_channel():
     channel = connection.channel()
 
     # Publisher confirms: basic_publish returns when the broker has stored the message
-    # on disk, and raises an exception if it refuses or disconnects.
+    # on disk. It raises an exception if the broker refuses or disconnects.
     channel.confirm_delivery()
     return channel
 

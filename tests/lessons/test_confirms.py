@@ -139,11 +139,17 @@ def test_producer_waits_while_the_broker_is_low_on_memory(start, broker):
     assert producer.wait() == 0, producer
 
 
-def test_one_acknowledgement_is_for_many_messages(start, tmp_path):
+@pytest.mark.parametrize("prefetch", ["1000", "1"])
+def test_acknowledgement_is_for_many_messages_unless_the_prefetch_is_1(
+    start, tmp_path, prefetch
+):
     run_script(start, PRODUCER, "2000")
-    count = {IF_ALL_ARE_DONE: f"{IF_ALL_ARE_DONE}\n    print('ack')"}
-    consumer = start(edited(tmp_path, CONSUMER, count)).wait_for("Received 2000")
-    assert consumer.count("ack") < 400
+    lines = {
+        IF_ALL_ARE_DONE: f"{IF_ALL_ARE_DONE}\n    print('ack')",
+        PREFETCH: PREFETCH.replace("1000", prefetch),
+    }
+    consumer = start(edited(tmp_path, CONSUMER, lines)).wait_for("Received 2000")
+    assert (consumer.count("ack") < 400) == (prefetch == "1000")
 
 
 def test_consumer_takes_1000_messages_in_advance_and_acknowledges_after_the_work(
