@@ -7,12 +7,7 @@ prints its progress when its output isn't a terminal.
 from __future__ import annotations
 
 import sys
-import urllib.error
 import urllib.request
 
 _, _, data, url = sys.argv
-try:
-    response = urllib.request.urlopen(url, data.encode(), timeout=60)
-except urllib.error.HTTPError as error:
-    response = error  # curl prints the body of a refusal, too, and exits with status 0
-print(response.read().decode(), end="")
+print(urllib.request.urlopen(url, data.encode(), timeout=60).read().decode(), end="")
