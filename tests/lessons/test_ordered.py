@@ -43,10 +43,6 @@ def test_each_customer_has_one_queue_in_every_process(start, channel, tmp_path):
 
     by_hash = {CHOICE: "queue = QUEUES[hash(customer) % len(QUEUES)]"}
     assert choices("1", by_hash) != choices("2", by_hash)
-    line = 'QUEUES = ["shipments_0", "shipments_1"]'
-    third = {line: line.replace("]", ', "shipments_2"]')}
-    assert len(choices("1", third) & chosen) < 5  # most customers get another queue
-    channel.queue_delete("shipments_2")
 
 
 def test_another_consumer_takes_over_with_the_unfinished_update(start, tmp_path):
