@@ -102,7 +102,7 @@ def test_refused_login_is_one_line(start_all, broker):
 
 # All scripts read the URL with the same lines, so each kind gets one of these.
 INVALID_URLS = [
-    "localhost:5672",
+    "guest:{}@localhost:5672",
     "amqp://guest:{}@localhost:port/%2F",
     "amqp://guest:a#{}@localhost:5672/%2F",
     "amqp://guest:a/{}@localhost:5672/%2F",
