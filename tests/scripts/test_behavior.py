@@ -67,7 +67,9 @@ def check_exits_with_one_line(process, *texts):
     assert PASSWORD not in lines[0]
 
 
-def test_failed_connection_is_one_line(start):
+def test_failed_connection_is_one_line(start_all):
+    # simple connects in main(), the others in connect().
+    scripts = "simple/producer.py", "simple/consumer.py", "fanout/consumer.py"
     http, resetting = (partial(answering_server, b) for b in (b"HTTP/1.1 4", b""))
     url = f"amqp://guest:{PASSWORD}@127.0.0.1:%s/%%2F"
     for server, address, reason in [
@@ -78,9 +80,9 @@ def test_failed_connection_is_one_line(start):
         (resetting, url.replace("amqp", "amqps"), "Error"),
     ]:
         with server() as port:
-            process = start("fanout/consumer.py", url=address % port)
-            texts = "Can't connect to RabbitMQ", reason, "Is it running"
-            check_exits_with_one_line(process, *texts)
+            for process in start_all(scripts, url=address % port).values():
+                texts = "Can't connect to RabbitMQ", reason, "Is it running"
+                check_exits_with_one_line(process, *texts)
 
 
 def test_refused_login_is_one_line(start_all, broker):
@@ -236,6 +238,7 @@ USUAL = CONNECT - {LONG_TASKS}
     [
         (USUAL & {*PRODUCERS}, FRAME, "$"),
         (USUAL & {*CONSUMERS}, FRAME, "$"),
+        (["simple/consumer.py", "fanout/consumer.py"], "if __name__", "$"),
         (CONNECT, r"def connect\(\)", "if __name__"),
         (RECONNECTING, r"def parameters\(", "def connect"),
         (RECONNECTING, r"def retry\(", "if __name__"),
