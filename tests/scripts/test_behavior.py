@@ -102,23 +102,15 @@ def test_refused_login_is_one_line(start_all, broker):
         broker.delete("vhosts/theirs")
 
 
-# All scripts read the URL with the same lines, so each kind gets one of these.
-INVALID_URLS = [
-    "guest:{}@localhost:5672",
-    "amqp://guest:{}@localhost:port/%2F",
-    "amqp://guest:a#{}@localhost:5672/%2F",
-    "amqp://guest:a/{}@localhost:5672/%2F",
-    "amqp://guest:{}@localhost/%2F?heartbeat=often",
-    "amqp://guest:{}@localhost/%2F?hartbeat=5",
-    "amqps://guest:{}@localhost/%2F?ssl_options=nonsense",
-]
-
-
-def test_invalid_url_shows_what_a_url_looks_like(start):
+def test_invalid_url_shows_what_a_url_looks_like(start_all):
     text = documented("AMQP_URL should look like …")
-    for script, url in zip([*KINDS, *SERVERS], INVALID_URLS, strict=True):
-        process = start(script, url=url.format(PASSWORD))
-        check_exits_with_one_line(process, text, "amqp://user:password@host:5672/%2F")
+    for url in (
+        "localhost",
+        f"amqp://guest:a#{PASSWORD}@localhost:5672/%2F",  # it isn't percent-encoded
+        f"amqp://guest:{PASSWORD}@localhost:5672/%2F?hartbeat=5",
+    ):
+        for process in start_all([*KINDS, *SERVERS], url=url).values():
+            check_exits_with_one_line(process, text, "user:password@host:5672/%2F")
 
 
 def test_message_is_not_called_sent_before_its_confirm(start_all):
