@@ -26,8 +26,9 @@ from tools.broker import temporary_cluster, uses_docker
 
 CONSUMER = "advanced/reconnect/consumer.py"
 PRODUCER = "advanced/reconnect/producer.py"
+CONFIRMS = "advanced/confirms/producer.py"
 # Every script that reconnects, with arguments for a short run.
-ALL = {CONSUMER: [], PRODUCER: ["a"], "advanced/confirms/producer.py": ["10"]}
+ALL = {CONSUMER: [], PRODUCER: ["a"], CONFIRMS: ["10"]}
 CONNECTED = "[*] Waiting", "[x] Sent 'a'", "[x] Confirmed 10 in"
 
 
@@ -126,6 +127,17 @@ def test_producer_continues_where_it_stopped_unless_it_forgets_a_task_early(
         assert producer.wait(60) == 0
         assert producer.count("Retrying.") == 1
         assert len(set(producer.output)) == len(producer.output) == len(tasks) - lost
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_producer_prints_what_is_not_confirmed(start, signum):
+    left = {PRODUCER: "'First task.' and 3 more", CONFIRMS: "message 1 and 99999 more"}
+    with closed_port() as port:
+        url = f"amqp://127.0.0.1:{port}"
+        producers = [start(script, url=url).wait_for("Retrying.") for script in left]
+        for producer, rest in zip(producers, left.values(), strict=True):
+            assert producer.stop(signum) == 128 + signum
+            assert producer.errors[-1] == f" [!] Not confirmed: {rest}"
 
 
 def test_refusal_of_a_task_is_not_retried(start, broker, channel):
