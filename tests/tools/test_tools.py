@@ -82,7 +82,7 @@ def test_demo_fails_when_a_script_does_something_else(broker, text):
 @pytest.mark.faults
 def test_interrupted_demo_leaves_nothing(tmp_path):
     # A path that RabbitMQ's scripts can't have makes no difference here, and neither do
-    # another node's settings in our environment.
+    # another node's setting in our environment.
     project, temporary = tmp_path / "a b (文档)", tmp_path / "temporary"
     temporary.mkdir()
     for name in ("tools", "work_queue"):
@@ -93,8 +93,7 @@ def test_interrupted_demo_leaves_nothing(tmp_path):
         "work_queue",
         cwd=project,
         TMPDIR=str(temporary),
-        RABBITMQ_NODENAME="other@localhost",
-        RABBITMQ_CONFIG_FILE="/no/such/file",
+        RABBITMQ_PLUGINS_DIR="/no/such/folder",
     )
     first = demo.stdout.readline()
     port = re.search(r"on localhost:(\d+)", first)[1]
