@@ -40,11 +40,12 @@ class NativeBroker(Broker):
         )
         (folder / "enabled_plugins").write_text("[rabbitmq_management].")
         files = {
-            "CONF_ENV_FILE": "rabbitmq-env.conf",  # doesn't exist, as two more of these
+            "CONF_ENV_FILE": "rabbitmq-env.conf",  # doesn't exist, as some of these
             "CONFIG_FILE": "rabbitmq.conf",
             "CONFIG_FILES": "conf.d/*.conf",
             "ADVANCED_CONFIG_FILE": "advanced.config",
             "ENABLED_PLUGINS_FILE": "enabled_plugins",
+            "MOTD_FILE": "motd",
             "MNESIA_BASE": "data",
             "LOG_BASE": "",
             "LOGS": "rabbit.log",
