@@ -67,37 +67,50 @@ def check_exits_with_one_line(process, *texts):
     assert PASSWORD not in lines[0]
 
 
-def test_failed_connection_is_one_line(start_all):
-    # simple connects in main(), the others in connect().
-    scripts = "simple/producer.py", "simple/consumer.py", "fanout/consumer.py"
-    http, resetting = (partial(answering_server, b) for b in (b"HTTP/1.1 4", b""))
-    url = f"amqp://guest:{PASSWORD}@127.0.0.1:%s/%%2F"
-    for server, address, reason in [
-        (closed_port, url, documented("Connection refused")),
-        (closed_port, url.replace("127.0.0.1", "a.invalid"), documented("gaierror")),
-        (silent_server, f"{url}?stack_timeout=1", documented("StackTimeout")),
-        (http, url, documented("IncompatibleProtocolError")),
-        (resetting, url.replace("amqp", "amqps"), "Error"),
-    ]:
-        with server() as port:
-            for process in start_all(scripts, url=address % port).values():
-                texts = "Can't connect to RabbitMQ", reason, "Is it running"
-                check_exits_with_one_line(process, *texts)
+# simple connects in main(), the others in connect().
+CONNECTING = "simple/producer.py", "simple/consumer.py", "fanout/consumer.py"
+URL = f"amqp://guest:{PASSWORD}@127.0.0.1:%s/%%2F"
+HTTP, RESETTING = (partial(answering_server, b) for b in (b"HTTP/1.1 4", b""))
 
 
-def test_refused_login_is_one_line(start_all, broker):
+@pytest.mark.parametrize(
+    ("server", "url", "reason"),
+    [
+        (closed_port, URL, "Connection refused"),
+        (closed_port, URL.replace("127.0.0.1", "a.invalid"), "gaierror"),
+        (silent_server, f"{URL}?stack_timeout=1", "StackTimeout"),
+        (HTTP, URL, "IncompatibleProtocolError"),
+    ],
+)
+def test_failed_connection_is_one_line(start_all, server, url, reason):
+    texts = "Can't connect to RabbitMQ", documented(reason), "Is it running"
+    with server() as port:
+        for process in start_all(CONNECTING, url=url % port).values():
+            check_exits_with_one_line(process, *texts)
+
+
+def test_reset_during_the_tls_handshake_is_one_line(start_all):
+    with RESETTING() as port:
+        url = URL.replace("amqp", "amqps") % port
+        for process in start_all(CONNECTING, url=url).values():
+            check_exits_with_one_line(process, "Can't connect to RabbitMQ")
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "reason"),
+    [
+        (":guest@", f":{PASSWORD}@", "ACCESS_REFUSED - Login was refused"),
+        ("%2F", "nowhere", "NOT_ALLOWED - vhost … not found"),
+        ("%2F", "theirs", "NOT_ALLOWED - access to vhost …"),
+    ],
+)
+def test_refused_login_is_one_line(start_all, broker, part, other, reason):
+    texts = documented(reason), "password…and vhost right?"
     broker.put("vhosts/theirs")
     broker.delete("permissions/theirs/guest")
-    wrong_password = broker.url.replace(":guest@", f":{PASSWORD}@")
-    theirs = broker.url.replace("%2F", "theirs")
     try:
-        for url, reason in [
-            (wrong_password, documented("ACCESS_REFUSED - Login was refused")),
-            (f"{broker.url}x", documented("NOT_ALLOWED - vhost … not found")),
-            (theirs, documented("NOT_ALLOWED - access to vhost …")),
-        ]:
-            for process in start_all(KINDS, url=url).values():
-                check_exits_with_one_line(process, reason, "password…and vhost right?")
+        for process in start_all(KINDS, url=broker.url.replace(part, other)).values():
+            check_exits_with_one_line(process, *texts)
     finally:
         broker.delete("vhosts/theirs")
 
