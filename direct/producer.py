@@ -25,8 +25,8 @@ def main():
     parser = ArgumentParser(description="Publish a message with a severity.")
     parser.add_argument("severity", nargs="?", default="info", help="default: info")
     parser.add_argument("message", nargs="?", default="Hello World!", help="any text")
-    arguments = parser.parse_args()
-    severity, message = arguments.severity, arguments.message
+    args = parser.parse_args()
+    severity, message = args.severity, args.message
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()

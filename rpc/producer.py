@@ -77,7 +77,7 @@ def main():
     parser = ArgumentParser(description="Ask an RPC server for Fibonacci numbers.")
     parser.add_argument("n", nargs="*", default=["30"], help="from 0 to 9999")
     parser.add_argument("--timeout", type=int, default=10, help="limit in seconds")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
@@ -94,7 +94,7 @@ def main():
 
     failed = False
     try:
-        for n, reply in call(channel, arguments.n, arguments.timeout):
+        for n, reply in call(channel, args.n, args.timeout):
             if reply.isdigit():
                 print(f" [.] Got fib({n}) = {reply.decode()}")
             else:

@@ -25,7 +25,7 @@ def main():
     parser = ArgumentParser(description="Send messages to the queue 'hello'.")
     parser.add_argument("text", nargs="?", default="兔子", help="default: 兔子")
     parser.add_argument("count", nargs="?", type=int, default=10, help="default: 10")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
 
     # Where the broker is, and who we are: the parts of AMQP_URL.
     url = read_url()
@@ -52,10 +52,10 @@ def main():
     quorum = {"x-queue-type": "quorum"}
     channel.queue_declare(queue="hello", durable=True, arguments=quorum)
 
-    for i in range(arguments.count):
+    for i in range(args.count):
         # We always publish to an exchange. The default exchange has no name. It puts
         # a message into the queue that routing_key names.
-        body = f"{arguments.text}{i}".encode()  # bytes
+        body = f"{args.text}{i}".encode()  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
     # Wait until the broker has handled all our calls. If it refused a message, for
@@ -64,7 +64,7 @@ def main():
     connection.close()
 
     # "Sent" doesn't mean "received", or even "stored". work_queue makes sure.
-    print(f" [x] Sent {arguments.text!r} * {arguments.count}")
+    print(f" [x] Sent {args.text!r} * {args.count}")
 
 
 # Skip this on a first read: it's the same in every producer.

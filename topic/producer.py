@@ -27,8 +27,8 @@ def main():
     key, text = "anonymous.info", "words separated by dots"
     parser.add_argument("routing_key", nargs="?", default=key, help=text)
     parser.add_argument("message", nargs="?", default="Hello World!", help="any text")
-    arguments = parser.parse_args()
-    key, message = arguments.routing_key, arguments.message
+    args = parser.parse_args()
+    key, message = args.routing_key, args.message
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()

@@ -143,8 +143,8 @@ def main():
     parser = ArgumentParser(description="Send messages to the queue 'confirms'.")
     parser.add_argument("count", nargs="?", type=int, default=100_000, help="messages")
     parser.add_argument("--size", type=int, default=100, help="bytes in each")
-    arguments = parser.parse_args()
-    producer = Producer(arguments.count, arguments.size)
+    args = parser.parse_args()
+    producer = Producer(args.count, args.size)
     nodes = [parameters(url) for url in AMQP_URL.split(",")]
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     start = time.monotonic()

@@ -40,7 +40,7 @@ def main():
     parser = ArgumentParser(description="Receive the messages whose headers match.")
     parser.add_argument("match", nargs="?", default="all", help="all or any of them")
     parser.add_argument("header", nargs="*", type=header, help="such as level=5")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()
@@ -60,7 +60,7 @@ def main():
 
     # Must the message have all of these headers, or is any one of them enough? None
     # stands for any value. The message can have other headers, too.
-    binding = {"x-match": arguments.match, **dict(arguments.header)}
+    binding = {"x-match": args.match, **dict(args.header)}
     channel.queue_bind(queue=queue, exchange="headers_logs", arguments=binding)
 
     def on_message(channel, method, properties, body):

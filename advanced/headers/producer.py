@@ -39,8 +39,8 @@ def main():
     parser = ArgumentParser(description="Publish a message with headers.")
     parser.add_argument("message", nargs="?", default="Hello World!", help="any text")
     parser.add_argument("header", nargs="*", type=header, help="such as level=5")
-    arguments = parser.parse_args()
-    message, headers = arguments.message, dict(arguments.header)
+    args = parser.parse_args()
+    message, headers = args.message, dict(args.header)
 
     connection = connect()  # a pika.BlockingConnection; exits if it can't connect
     channel = connection.channel()

@@ -12,7 +12,7 @@ BLOCKED = " [!] The broker is low on memory. Waiting."
 # Lines of the scripts.
 FIRST_CONSUME = "next_reply(0)"
 EXPIRATION = "expiration=str(timeout * 1000),"
-CALL = "for n, reply in call(channel, arguments.n, arguments.timeout):"
+CALL = "for n, reply in call(channel, args.n, args.timeout):"
 PROPERTIES = "properties=pika.BasicProperties(correlation_id=correlation_id),"
 IF_REPLY_TO = "if properties.reply_to:"
 
@@ -91,7 +91,7 @@ def test_request_expires_with_its_client(start, tmp_path, channel):
 def test_call_returns_one_reply_as_the_page_shows(start, tmp_path):
     """Also the second time on the same channel."""
     start(SERVER).wait_until_ready()
-    one = "[next(call(channel, [n], timeout=10)) for n in arguments.n]"
+    one = "[next(call(channel, [n], timeout=10)) for n in args.n]"
     client = edited(tmp_path, CLIENT, {CALL: f"for n, reply in {one}:"})
     assert run_script(start, client, "5", "6")[2:] == expected(5, 6)
 

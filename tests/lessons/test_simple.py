@@ -17,7 +17,7 @@ from tools.common import wait_until
 CONSUMER, PRODUCER = "simple/consumer.py", "simple/producer.py"
 CONNECT = "connection = pika.BlockingConnection(parameters)"
 PUBLISH = 'channel.basic_publish(exchange="", routing_key="hello", body=body)'
-BODY = 'body = f"{arguments.text}{i}".encode()  # bytes'
+BODY = 'body = f"{args.text}{i}".encode()  # bytes'
 DECLARE = 'channel.queue_declare(queue="hello", durable=True, arguments=quorum)'
 CONSUME = (
     'channel.basic_consume(queue="hello", on_message_callback=on_message'
