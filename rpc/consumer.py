@@ -62,7 +62,7 @@ def main():
             )
 
         # Acknowledge after the reply, not before. If we crash first, the broker
-        # redelivers the request, so another server sends the reply. The client might get two.
+        # redelivers the request, so the client might get two replies.
         channel.basic_ack(delivery_tag=method.delivery_tag)
 
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
