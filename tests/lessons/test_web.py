@@ -77,10 +77,19 @@ def bodies(channel):
     return [get(channel, QUEUE)[2].decode() for _ in range(count)]
 
 
-def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel):
-    server = Server(start)
+def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel, tmp_path):
+    line = "timeout = 10  # seconds, for a client that sends nothing"
+    server = Server(start, edited(tmp_path, PRODUCER, {line: "timeout = 1"}))
     for size in ("0", "-1", "10000"):
         assert server.post("", **{"Content-Length": size})[0] == 400
+    with server.connect() as leaving, server.connect() as silent:
+        for client in leaving, silent:
+            client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nali")
+        leaving.shutdown(socket.SHUT_WR)
+        assert b" 400 " in leaving.recv(4096)
+        assert silent.recv(4096) == b""
+    assert message_count(channel, queue) == 0
+
     ids = {None}
     for sent in ("alice", "x" * 9999):
         assert server.post(sent) == (202, "Accepted.")
@@ -89,6 +98,13 @@ def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel):
         ids.add(properties.message_id)
     assert len(ids) == 3
     assert server.script.output[1] == " [x] Sent 'alice'"
+
+
+def test_port_in_use_is_one_line(start):
+    other = start(PRODUCER, str(Server(start).port))
+    assert other.wait() == 1
+    (line,) = other.errors
+    assert line.startswith(" [!] Can't listen on port ")
 
 
 def test_consumers_share_the_signups_and_lose_none_in_a_crash(start, channel, tmp_path):
