@@ -53,7 +53,9 @@ def run(*command: str, env: dict[str, str] | None = None) -> str:
             process.terminate()  # and wait until it has exited: it might clean up
             raise
     if process.returncode:
-        reason = errors.strip() or f"exit status {process.returncode}"
+        # Indented lines are Docker Compose's progress.
+        lines = [line for line in errors.splitlines() if not line.startswith(" ")]
+        reason = "\n".join(lines) or f"exit status {process.returncode}"
         raise ToolError(f"{' '.join(command)}: {reason}")
     return output
 

@@ -42,5 +42,12 @@ def run() -> None:
             broker.stop()
 
 
+def main() -> None:
+    commands = {"install": install, "run": run}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        raise ToolError(f"Type one of these after it: {', '.join(commands)}")
+    commands[sys.argv[1]]()
+
+
 if __name__ == "__main__":
-    exit_on_error({"install": install, "run": run}[sys.argv[1]])
+    exit_on_error(main)
