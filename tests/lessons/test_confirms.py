@@ -182,11 +182,12 @@ def test_no_message_is_lost_when_the_broker_is_killed(start, broker, report):
 
 @pytest.mark.faults
 def test_heartbeats_wait_until_all_that_have_arrived_are_done(start, broker, tmp_path):
-    """1000 x 10 ms is longer than two heartbeats, and 10 x 10 ms isn't."""
+    """1000 x 5 ms is longer than two heartbeats, and 10 x 5 ms isn't."""
     url = f"{broker.url}?heartbeat=1"
-    lines = {WORK: "__import__('time').sleep(0.01)"}
+    lines = {WORK: "__import__('time').sleep(0.005)"}
     run_script(start, PRODUCER, "1000")
     consumer = start(edited(tmp_path, CONSUMER, lines), url=url)
     assert consumer.wait() == 1
     lines[PREFETCH] = PREFETCH.replace("1000", "10")
-    start(edited(tmp_path, CONSUMER, lines), url=url).wait_for("Received 1000")
+    consumer = start(edited(tmp_path, CONSUMER, lines), url=url)
+    consumer.wait_for("Received 1000", timeout=60)

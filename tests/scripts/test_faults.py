@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 
@@ -21,8 +22,10 @@ def test_ctrl_c_during_a_backlog_exits_cleanly(start, channel, lesson):
     def start_and_interrupt(moment):
         """Start a consumer, and press Ctrl+C after so many lines of output."""
 
+        lines = itertools.count()
+
         def on_line(line):
-            if len(consumer.output) == moment:
+            if next(lines) == moment:
                 consumer.process.send_signal(signal.SIGINT)
 
         consumer = start(f"{lesson}/consumer.py", on_line=on_line)
