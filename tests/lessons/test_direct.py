@@ -23,3 +23,5 @@ def test_consumers_get_the_severities_that_they_name(start):
     ]:
         consumer.wait_for(error)
         assert received(consumer) == expected
+    # No default names this one.
+    assert start(PRODUCER, "critical").wait() == 1
