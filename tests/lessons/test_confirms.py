@@ -81,6 +81,9 @@ def test_messages_in_flight_are_published_again_before_newer_ones(
     assert (len(body), properties.delivery_mode) == (300, 2)
     assert numbers == [*range(2, 2001), *range(1, 5001)]
     assert len(set(ids)) == 5000  # a duplicate has the same message_id
+    run_script(start, PRODUCER, "1")
+    with connect(broker) as connection:
+        assert take_all(connection.channel())[1][-1] not in ids
 
 
 def test_producer_that_forgets_what_was_in_flight_never_finishes(
@@ -92,6 +95,10 @@ def test_producer_that_forgets_what_was_in_flight_never_finishes(
     producer.wait_for("No confirm in", times=2)
     assert producer.stop(signal.SIGINT) == 130
     assert check_not_confirmed(producer, 12)[0] <= 2
+
+
+def test_message_larger_than_the_window_is_sent(start):
+    run_script(start, PRODUCER, "2", "--size", "10000001")
 
 
 def test_full_queue_refuses_a_message(start, broker, channel):

@@ -95,10 +95,16 @@ def test_unroutable_order_stays_in_the_outbox(run):
     assert run_script(run, PRODUCER)[1:] == []
 
 
-def test_message_without_an_id_is_rejected_and_deleted(run, tmp_path, channel):
-    for item, message_id in [("book", None), ("book", ""), ("pen", "1")]:
-        publish(channel, item, message_id)
-    consumer = run(CONSUMER).wait_for("Sold 'pen'")
+def test_message_without_an_id_is_rejected(run, tmp_path, broker, channel, queue):
+    dead_letters = {"dead-letter-exchange": "", "dead-letter-routing-key": queue}
+    broker.put("policies/%2F/dead", pattern="^purchases$", definition=dead_letters)
+    try:
+        for item, message_id in [("book", None), ("book", ""), ("pen", "1")]:
+            publish(channel, item, message_id)
+        consumer = run(CONSUMER).wait_for("Sold 'pen'")
+        assert get(channel, queue)[2] == b"book"
+    finally:
+        broker.delete("policies/%2F/dead")
     assert consumer.errors == [" [!] Rejected 'book': it has no message_id"] * 2
     assert table(tmp_path, "sales") == ["pen"]
 

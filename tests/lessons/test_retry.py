@@ -160,3 +160,11 @@ def test_waiting_email_survives_when_the_broker_is_killed(start, broker):
         return "'Late...'" in done(*supervised)
 
     wait_until(done_after_a_restart, "Late...")
+
+
+def test_timeout_is_retried(start, tmp_path):
+    slow = {ATTEMPT: f"if attempt == 1: raise TimeoutError\n{ATTEMPT}"}
+    consumer = start(edited(tmp_path, CONSUMER, slow)).wait_until_ready()
+    run_script(start, PRODUCER, "Hello")
+    consumer.wait_for("Done 'Hello'")
+    assert consumer.count("Next: emails_wait_1s") == 1

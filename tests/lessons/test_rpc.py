@@ -1,6 +1,7 @@
 """rpc: what its comments and its page claim."""
 
 import signal
+import uuid
 
 import pika
 
@@ -109,6 +110,8 @@ def test_client_prints_one_reply_to_each_request_and_lists_those_without(
     client = start(CLIENT, "30", "5", "1", "2", "--timeout", "5")
     client.wait_for("Requesting")  # the queue exists
     first, second = (get(channel, "rpc_queue")[1] for _ in range(2))
+    assert first.expiration == "5000"
+    assert uuid.UUID(first.correlation_id)  # it's random
     for body, correlation_id in [
         (b"1", "not asked for"),
         (b"832040", first.correlation_id),

@@ -91,17 +91,21 @@ def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel, tm
     assert message_count(channel, queue) == 0
 
     ids = {None}
-    for sent in ("alice", "x" * 9999):
+    for sent in ("alice", "alice", "x" * 9999):
         assert server.post(sent) == (202, "Accepted.")
         _, properties, body = get(channel, queue)
         assert (body.decode(), properties.delivery_mode) == (sent, 2)
         ids.add(properties.message_id)
-    assert len(ids) == 3
+    assert len(ids) == 4
     assert server.script.output[1] == " [x] Sent 'alice'"
 
 
 def test_port_in_use_is_one_line(start):
-    other = start(PRODUCER, str(Server(start).port))
+    server = Server(start)
+    connections = server.process.net_connections("tcp")
+    listening = [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+    other = start(PRODUCER, str(server.port))
     assert other.wait() == 1
     (line,) = other.errors
     assert line.startswith(" [!] Can't listen on port ")

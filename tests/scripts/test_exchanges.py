@@ -6,7 +6,7 @@ import pika
 import pytest
 
 from tests.helpers import documented, edited, run_script
-from tools.common import wait_until
+from tools.common import ROOT, wait_until
 from tools.lessons import LESSONS
 from tools.pages import blocks
 
@@ -21,6 +21,7 @@ def test_queue_is_private_and_temporary(start, broker, channel, lesson):
     consumer = start(f"{lesson}/consumer.py").wait_until_ready()
     (queue,) = broker.queues()
     assert queue.startswith("amq.gen-")
+    assert broker.get(f"queues/%2F/{queue}?columns=arguments") == {"arguments": {}}
     auto_ack = f"{queue}\tfalse"  # no acknowledgement is required
     assert auto_ack in broker.ctl("list_consumers", "queue_name", "ack_required")
     # Only headers' exchange is durable. The others are as in the official tutorials.
@@ -32,6 +33,14 @@ def test_queue_is_private_and_temporary(start, broker, channel, lesson):
         channel.queue_declare(queue, passive=True)
     consumer.kill()
     wait_until(lambda: not broker.queues(), "no queue")
+
+
+@pytest.mark.parametrize("lesson", PRIVATE)
+def test_consumer_waits_only_once_its_queue_is_bound(start, tmp_path, lesson):
+    """A reader takes the line that it prints then as the sign to send."""
+    script = f"{lesson}/consumer.py"
+    (bind,) = re.findall(r"channel\.queue_bind\(.*\)", (ROOT / script).read_text())
+    assert run_script(start, edited(tmp_path, script, {bind: "sys.exit()"})) == []
 
 
 @pytest.mark.parametrize("lesson", PRIVATE)
