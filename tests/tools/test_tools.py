@@ -18,7 +18,7 @@ from tests.servers import answering_server
 from tools.broker.base import free_port
 from tools.broker.debian import DEBIAN
 from tools.broker.native import NativeBroker
-from tools.common import ROOT, ToolError, run
+from tools.common import ROOT, ToolError, run, wait_until
 from tools.demo import run_terminals
 from tools.lessons import LESSONS
 from tools.pages import Block
@@ -106,8 +106,9 @@ def test_interrupted_demo_leaves_nothing(tmp_path):
     demo.send_signal(signal.SIGTERM)  # again, as the impatient do
     assert finish(demo)[0] == 130
     assert list(temporary.iterdir()) == []
-    # It's in each process's arguments or, with "e", in its environment.
-    assert str(temporary) not in run("ps", "axeww")
+    # It's in each process's arguments or, with "e", in its environment. A child of a
+    # node that's killed exits a moment later.
+    wait_until(lambda: str(temporary) not in run("ps", "axeww"), "no process")
     for name in projects:
         for kind in (["container", "ls", "-a"], ["volume", "ls"], ["network", "ls"]):
             label = f"label=com.docker.compose.project={name}"
