@@ -244,6 +244,7 @@ USUAL = CONNECT - {LONG_TASKS}
         (USUAL & {*PRODUCERS}, FRAME, "$"),
         (USUAL & {*CONSUMERS}, FRAME, "$"),
         (["simple/consumer.py", "fanout/consumer.py"], "if __name__", "$"),
+        (["simple/producer.py", "fanout/producer.py"], "if __name__", "$"),
         (CONNECT, r"def connect\(\)", "if __name__"),
         (RECONNECTING, r"def parameters\(", "def connect"),
         (RECONNECTING, r"def retry\(", "if __name__"),
