@@ -96,6 +96,7 @@ def test_updates_of_a_consumer_that_closes_its_connection_are_overtaken(
 ):
     lines = {
         PREFETCH: "channel.basic_qos(prefetch_count=4)",
+        WORK: "time.sleep(60)",
         CONSUMING: f"try:\n    {CONSUMING}\nfinally:\n    connection.close()",
     }
     closing = start(edited(tmp_path, CONSUMER, lines)).wait_until_ready()
