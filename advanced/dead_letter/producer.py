@@ -11,8 +11,7 @@
     python advanced/dead_letter/producer.py                      sends four orders
     python advanced/dead_letter/producer.py '{"item": "tea"}'    sends one
 
-Start consumer.py first, because it declares the queue. Of the four orders, the second
-one is cut off, and the third one kills the consumer.
+Start consumer.py first. The second order is cut off, and the third kills the consumer.
 """
 
 import os

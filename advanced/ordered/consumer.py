@@ -10,8 +10,7 @@
     python advanced/ordered/consumer.py shipments_0     takes updates from this queue
     python advanced/ordered/consumer.py                 takes updates from both
 
-Start both, then run producer.py: they share the work. Stop one of them while it works.
-The other one takes over its queue, beginning with the update that it hadn't finished.
+Start both, then run producer.py. If you stop one, the other one takes over its queue.
 """
 
 import os

@@ -7,8 +7,7 @@
     producer.py --> (default exchange) -+-> [queue "shipments_0"] --> consumer.py
                                         +-> [queue "shipments_1"] --> consumer.py
 
-    python advanced/ordered/producer.py             sends updates for three customers
-    python advanced/ordered/producer.py alice dave  sends updates for these customers
+    python advanced/ordered/producer.py alice dave     by default: alice, bob, carol
 
 It prints the queue of each update. A customer's queue is always the same.
 """

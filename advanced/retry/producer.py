@@ -9,10 +9,9 @@
     after 1, 3 or 9 s    |                    v
                          +---- [delay queue "emails_wait_1s", "_3s" or "_9s"]
 
-    python advanced/retry/producer.py Hello Invoice..
+    python advanced/retry/producer.py Hello Invoice..     by default: three emails
 
 Start consumer.py first, because it declares the queues. One attempt fails for each dot.
-Without arguments, this script sends three emails.
 """
 
 import os
