@@ -103,6 +103,12 @@ def test_without_prefetch_a_bomb_makes_a_dead_letter_of_a_good_order(
     wait_for_message_count(2, channel, "dead_orders")
 
 
+def test_order_without_an_item_is_rejected(start, channel, tmp_path):
+    send(start, tmp_path, '{"price": 3}')
+    start(CONSUMER).wait_for("Rejected: KeyError")
+    wait_for_message_count(1, channel, "dead_orders")
+
+
 def test_order_that_raises_is_not_rejected(start, channel, tmp_path):
     send(start, tmp_path, BOMB)
     down = edited(tmp_path, CONSUMER, {KILL: 'raise OSError("database is down")'})

@@ -91,6 +91,14 @@ def test_requeued_update_is_overtaken(start, broker, tmp_path, prefetch):
     assert received(consumer) == [packed, sent, *expected]
 
 
+def test_producer_sends_nothing_after_a_refused_update(start, tmp_path):
+    publish = "channel.basic_publish("
+    refuse = {publish: f"raise pika.exceptions.NackError([])\n{publish}"}
+    producer = start(edited(tmp_path, PRODUCER, refuse), "bob")
+    assert producer.wait() == 1
+    assert (producer.output, len(producer.errors)) == ([], 1)
+
+
 def test_updates_of_a_consumer_that_closes_its_connection_are_overtaken(
     start, tmp_path
 ):

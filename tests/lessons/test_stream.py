@@ -79,6 +79,8 @@ def test_reader_continues_at_its_position_whatever_happens(reader, start, tmp_pa
     run_script(start, PRODUCER, "a", "b")
     alice = reader().wait_for("'b'")
     wait_for_position(2, file)
+    reader("eu.alice").wait_for("'b'")  # a name can have a dot
+    wait_for_position(2, tmp_path / "eu.alice.position")
     alice.kill()
     run_script(start, PRODUCER, "c", "d")
     # A crash while it writes, or after its work: it gets the event again.
