@@ -58,9 +58,9 @@ def main():
         body = f"{args.text}{i}".encode()  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
-    # Wait until the broker has handled all our calls. If it refused a message, for
-    # example because of its size, this raises an exception.
-    channel.close()
+    # Check the queue (passive: don't create it) and wait for the reply. If the broker
+    # refused a message, for example because of its size, this raises an exception.
+    channel.queue_declare(queue="hello", passive=True)
     connection.close()
 
     # "Sent" doesn't mean "received", or even "stored". work_queue makes sure.

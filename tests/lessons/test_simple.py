@@ -96,12 +96,13 @@ def test_message_that_is_too_large_is_not_called_sent(start, broker, tmp_path):
     assert text in producer.errors[0]
 
 
-def test_missing_exchange_is_noticed_when_the_channel_closes(start, tmp_path):
+def test_missing_exchange_is_noticed_before_the_producer_prints_sent(start, tmp_path):
     """Step 4."""
     nowhere = {PUBLISH: PUBLISH.replace('exchange=""', 'exchange="nowhere"')}
     producer = start(edited(tmp_path, PRODUCER, nowhere), "Hello", "1")
     assert producer.wait() == 1
     assert producer.output == []
     assert "NOT_FOUND - no exchange 'nowhere'" in producer.errors[0]
-    careless = edited(tmp_path, PRODUCER, nowhere | {"channel.close()": ""})
+    barrier = 'channel.queue_declare(queue="hello", passive=True)'
+    careless = edited(tmp_path, PRODUCER, nowhere | {barrier: ""})
     assert run_script(start, careless, "Hello", "1") == [" [x] Sent 'Hello' * 1"]
