@@ -1,4 +1,4 @@
-# Everything here works in a fresh clone: the first target sets up what's missing.
+# Everything here works in a fresh clone: each target sets up what it needs.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -11,7 +11,7 @@ help:  ## list the targets
 demo: setup  ## run every lesson in this terminal, on a temporary broker; LESSON=topic runs one
 	@$(RUN) -m tools.demo $(LESSON)
 
-test: setup  ## test every claim, on temporary brokers; ARGS goes to pytest
+test: setup  ## test scripts and pages, on temporary brokers; ARGS goes to pytest
 	@$(RUN) -m pytest $(PARALLEL) -m "not faults" $(ARGS)
 
 faults: setup  ## kill, cut off and flood the scripts for a few minutes, and count what's lost

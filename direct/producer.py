@@ -43,12 +43,13 @@ def main():
             exchange="direct_logs",
             routing_key=severity,
             body=message.encode(),
-            # Raise UnroutableError if no queue is bound with this key. Otherwise the
-            # broker drops the message and still confirms it.
+            # Raise UnroutableError if no queue is bound with this key. Without
+            # mandatory, the broker drops the message and still confirms it.
             mandatory=True,
         )
     except pika.exceptions.UnroutableError:
-        sys.exit(f" [!] Not delivered: no queue is bound with {severity!r}.")
+        hint = "Check its spelling, or start a consumer."
+        sys.exit(f" [!] Not delivered: no queue is bound with {severity!r}. {hint}")
     connection.close()
     print(f" [x] Sent {severity!r}: {message!r}")
 

@@ -43,8 +43,8 @@ def main():
             exchange="logs",
             routing_key="",  # a fanout exchange ignores it
             body=message.encode(),
-            # Raise UnroutableError if no queue is bound to the exchange. Otherwise the
-            # broker drops the message and still confirms it.
+            # Raise UnroutableError if no queue is bound to the exchange. Without
+            # mandatory, the broker drops the message and still confirms it.
             mandatory=True,
         )
     except pika.exceptions.UnroutableError:

@@ -45,8 +45,8 @@ def main():
             exchange="topic_logs",
             routing_key=key,
             body=message.encode(),
-            # Raise UnroutableError if no pattern matches. Otherwise the broker drops
-            # the message and still confirms it.
+            # Raise UnroutableError if no pattern matches. Without mandatory, the broker
+            # drops the message and still confirms it.
             mandatory=True,
         )
     except pika.exceptions.UnroutableError:

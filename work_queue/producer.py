@@ -48,8 +48,8 @@ def main():
             # Keep the message across a broker restart. A quorum queue does so anyway,
             # the older classic queues only if the message is persistent.
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            # Raise an exception if no queue gets the message. Otherwise the broker
-            # drops it but confirms it all the same.
+            # Raise an exception if no queue gets the message. Without mandatory, the
+            # broker drops it but confirms it all the same.
             mandatory=True,
         )
         print(f" [x] Sent {task!r}")

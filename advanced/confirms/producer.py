@@ -163,7 +163,7 @@ def main():
             print(f" [!] Not confirmed: {rest}", file=sys.stderr)
 
 
-# Skip this on a first read: it's the same in every script that reconnects.
+# Skip this on a first read: apart from connect(), it's in every script that reconnects.
 def parameters(url):
     try:
         return pika.URLParameters(url)

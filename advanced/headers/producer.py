@@ -63,8 +63,8 @@ def main():
             body=message.encode(),
             # The type counts: for the broker, the number 5 and the string "5" differ.
             properties=pika.BasicProperties(headers=headers),
-            # Raise UnroutableError if no binding matches. Otherwise the broker drops
-            # the message and still confirms it.
+            # Raise UnroutableError if no binding matches. Without mandatory, the broker
+            # drops the message and still confirms it.
             mandatory=True,
         )
     except pika.exceptions.UnroutableError:

@@ -50,8 +50,8 @@ def main():
             channel.basic_reject(delivery_tag=method.delivery_tag, requeue=False)
             return
 
-        # One transaction stores the id and the sale, or neither if we crash. The id is
-        # a primary key, so the database refuses to store it a second time.
+        # One transaction stores the id and the sale, or neither if we crash. Only a
+        # known id raises IntegrityError, because the table sales has no constraints.
         try:
             with database:
                 database.execute("INSERT INTO handled VALUES (?)", [order_id])

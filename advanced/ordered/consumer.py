@@ -10,7 +10,7 @@
     python advanced/ordered/consumer.py shipments_0     takes updates from this queue
     python advanced/ordered/consumer.py                 takes updates from both
 
-Start both, then run producer.py. If you stop one, the other one takes over its queue.
+Start both, then run producer.py. If you stop the first, the other takes over its queue.
 """
 
 import os
@@ -41,18 +41,24 @@ def main():
         time.sleep(1)  # the work
 
         # Acknowledge after the work. If the work fails, don't requeue or skip the
-        # update, because a later one would overtake it. Exit instead, as we do here.
+        # update, because a later one could overtake it. Exit instead, as we do here.
         channel.basic_ack(delivery_tag=method.delivery_tag)
 
     # Single active consumer: the broker sends a queue's messages to one consumer only,
-    # the first. The others stand by, and one takes over when it disconnects.
+    # the first. The others stand by. When the first disconnects, another takes over.
     ordered = {"x-queue-type": "quorum", "x-single-active-consumer": True}
     for queue in queues:
         channel.queue_declare(queue=queue, durable=True, arguments=ordered)
         channel.basic_consume(queue=queue, on_message_callback=on_message)
+
+    # The broker cancels a consumer if its queue is deleted. start_consuming would
+    # continue with the other queue, so exit here.
+    def on_cancel(frame):
+        sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
+
+    channel.add_on_cancel_callback(on_cancel)
     print(" [*] Waiting for messages. To exit press CTRL+C")
     channel.start_consuming()
-    sys.exit(" [!] The broker cancelled our consumer. Was the queue deleted?")
 
 
 # Skip this on a first read: it's the same in every consumer.

@@ -56,7 +56,7 @@ def main():
     emails = dead_letters_to("dead_emails") | {"x-delivery-limit": 3}
     channel.queue_declare(queue="emails", durable=True, arguments=emails)
 
-    # Nobody consumes from these. After x-message-ttl, an email goes back to emails.
+    # These have no consumers. After x-message-ttl, an email goes back to emails.
     for delay in DELAYS:
         wait = dead_letters_to("emails") | {"x-message-ttl": delay * 1000}  # in ms
         queue = f"emails_wait_{delay}s"

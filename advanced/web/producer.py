@@ -77,7 +77,7 @@ def run_publisher():
                 body=body,
                 properties=pika.BasicProperties(
                     delivery_mode=pika.DeliveryMode.Persistent,
-                    # With it, a consumer can recognize a redelivered message.
+                    # A consumer can recognize a redelivered message by this ID.
                     message_id=str(uuid.uuid4()),
                 ),
                 mandatory=True,  # raise UnroutableError if the queue doesn't exist
@@ -137,10 +137,13 @@ class Handler(BaseHTTPRequestHandler):
         self.respond(503, "Try again later.")
 
     def respond(self, status, line):
-        with contextlib.suppress(OSError):  # the client might have disconnected
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(f"{line}\n".encode())
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(f"{line}\n".encode())
+
+    def handle(self):
+        with contextlib.suppress(OSError):  # the client might disconnect at any time
+            super().handle()
 
     def log_message(self, *arguments):
         pass  # we print our own lines

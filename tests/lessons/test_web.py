@@ -4,6 +4,7 @@ import http.client
 import itertools
 import signal
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,9 @@ def bodies(channel):
     return [get(channel, QUEUE)[2].decode() for _ in range(count)]
 
 
-def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel, tmp_path):
+def test_responds_202_once_the_message_is_in_the_queue(
+    start, queue, broker, channel, tmp_path
+):
     line = "timeout = 10  # seconds, for a client that sends nothing"
     server = Server(start, edited(tmp_path, PRODUCER, {line: "timeout = 1"}))
     for size in ("0", "-1", "10000"):
@@ -88,6 +91,15 @@ def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel, tm
         leaving.shutdown(socket.SHUT_WR)
         assert b" 400 " in leaving.recv(4096)
         assert silent.recv(4096) == b""
+    for request in b"", b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nali":
+        with server.connect() as client:
+            client.sendall(request)
+            wait_until(lambda: server.process.num_threads() == 3, server.script)
+            # Close it with a reset: no data is left to send, and we don't wait.
+            client.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        server.wait_until_idle(broker)
     assert message_count(channel, queue) == 0
 
     ids = {None}
@@ -98,6 +110,7 @@ def test_responds_202_once_the_message_is_in_the_queue(start, queue, channel, tm
         ids.add(properties.message_id)
     assert len(ids) == 4
     assert server.script.output[1] == " [x] Sent 'alice'"
+    assert server.script.errors == []
 
 
 def test_port_in_use_is_one_line(start):

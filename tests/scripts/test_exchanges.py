@@ -57,7 +57,11 @@ def test_producer_reports_a_missing_permission(start, user, lesson):
     ("lesson", "message", "reason"),
     [
         ("fanout", [], "no queue is bound. Start consumer.py first."),
-        ("direct", ["eror"], "no queue is bound with 'eror'."),
+        (
+            "direct",
+            ["eror"],
+            "no queue is bound with 'eror'. Check its spelling, or start a consumer.",
+        ),
         ("topic", ["cron.a"], "no pattern matches 'cron.a'. Start a consumer."),
         ("advanced/headers", ["x"], "no binding matches {}. Start a consumer."),
     ],
