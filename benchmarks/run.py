@@ -8,8 +8,6 @@ every second round does so in the opposite order, so that a machine that becomes
 or faster favors nothing.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """A broker for each test process. Scripts and queues don't outlive their test."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import signal
@@ -57,15 +55,11 @@ def no_process_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture
-def user(broker: Broker) -> Callable[[str], str]:
-    """user("^hello$") returns the URL of a user who can write only there."""
-
-    def url(write: str) -> str:
-        broker.put("users/limited", password="secret", tags="")
-        broker.put("permissions/%2F/limited", configure=".*", write=write, read=".*")
-        return broker.url.replace("guest:guest", "limited:secret")
-
-    return url
+def read_only_url(broker: Broker) -> str:
+    """The URL of a user who can write nowhere."""
+    broker.put("users/limited", password="secret", tags="")
+    broker.put("permissions/%2F/limited", configure=".*", write="^$", read=".*")
+    return broker.url.replace("guest:guest", "limited:secret")
 
 
 @pytest.fixture

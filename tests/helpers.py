@@ -1,6 +1,4 @@
-"""What tests of several lessons need."""
-
-from __future__ import annotations
+"""What several tests need."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -80,21 +78,25 @@ def edited(folder: Path, script: str, lines: dict[str, str]) -> str:
 
 def page_block(page: str, text: str) -> str:
     """Return the page's block that contains a text."""
-    (found,) = [block.text for block in blocks([page]) if text in block.text]
+    (found,) = [block.text for block in blocks(page) if text in block.text]
     return found
+
+
+def rows(page: str, title: str) -> list[list[str]]:
+    """Return the rows of the first table in a section, without its header."""
+    (part,) = [part for part in sections(page) if part.title == title]
+    return part.tables[0][1:]
 
 
 def message_rows() -> list[str]:
     """Return the messages in the rows of docs/troubleshooting.md, "By message"."""
-    page = sections("docs/troubleshooting.md")
-    (table,) = next(part for part in page if part.title == "By message").tables
-    return [row[0] for row in table[1:]]
+    return [row[0] for row in rows("docs/troubleshooting.md", "By message")]
 
 
 def documented(message: str) -> str:
-    """Return the message. Assert that docs/troubleshooting.md has a row for it."""
+    """Return the message without "…" at its end. Assert that troubleshooting has it."""
     assert f"`{message}`" in "".join(message_rows()), message
-    return message
+    return message.rstrip("…")
 
 
 def received(*processes: ScriptProcess) -> list[str]:
@@ -118,9 +120,9 @@ def message_count(channel: BlockingChannel, queue: str) -> int:
 
 
 def wait_for_message_count(count: int, channel: BlockingChannel, queue: str) -> None:
-    """Wait up to 20 s, because the broker requeues and confirms after a moment."""
+    """Wait until the queue has so many: the broker requeues after a moment."""
     description = f"{count} messages in {queue}"
-    wait_until(lambda: message_count(channel, queue) == count, description, 20)
+    wait_until(lambda: message_count(channel, queue) == count, description)
 
 
 def get(channel: BlockingChannel, queue: str) -> tuple:

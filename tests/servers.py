@@ -1,7 +1,5 @@
 """Servers on 127.0.0.1 that aren't RabbitMQ."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import struct
@@ -9,12 +7,10 @@ import threading
 from collections.abc import Iterator
 
 
-@contextlib.contextmanager
-def closed_port() -> Iterator[int]:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    yield port
+def reset(client: socket.socket) -> None:
+    """Close a connection with a reset: linger for 0 seconds."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 @contextlib.contextmanager
@@ -36,10 +32,9 @@ def answering_server(answer: bytes) -> Iterator[int]:
                     if answer:
                         client.recv(4096)
                         client.sendall(answer)
-                    else:  # linger for 0 seconds: close() sends a reset
-                        linger = struct.pack("ii", 1, 0)
-                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    client.close()
+                        client.close()
+                    else:
+                        reset(client)
 
         thread = threading.Thread(target=serve)
         thread.start()

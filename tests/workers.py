@@ -1,7 +1,5 @@
 """Workers of one lesson, of which tests kill some."""
 
-from __future__ import annotations
-
 import random
 from functools import partial
 from typing import Any

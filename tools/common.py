@@ -1,7 +1,5 @@
 """What all tools share: errors in one line, waiting, and running a command."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import subprocess

@@ -4,8 +4,6 @@ The demo runs this for curl, because a bare machine doesn't have it, and because
 prints its progress when its output isn't a terminal.
 """
 
-from __future__ import annotations
-
 import sys
 import urllib.request
 

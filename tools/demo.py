@@ -6,8 +6,6 @@
 Exits with status 0 if every terminal printed what its page shows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shlex
@@ -103,7 +101,7 @@ def main() -> None:
         print(broker)
         for name in names:
             print(f"\n== {name} ==")
-            for terminals in terminal_groups([f"{name}/README.md"]):
+            for terminals in terminal_groups(f"{name}/README.md"):
                 run_terminals(terminals, broker.url)
     print(f"\nEach lesson printed what its page shows: {', '.join(names)}.")
 

@@ -3,8 +3,6 @@
 The entries are in the order in which people read the lessons.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +15,6 @@ class Lesson:
     send_to: tuple[str, str]
     queues: Sequence[str] = ()
     exchanges: Sequence[str] = ()
-
-    @property
-    def queue(self) -> str:
-        """The queue that the consumer takes messages from, or "" if it's a private one.
-
-        The default exchange, "", has a binding to each queue with the queue's name.
-        """
-        exchange, routing_key = self.send_to
-        return routing_key if exchange == "" else ""
 
 
 LESSONS = {

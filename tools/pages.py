@@ -8,8 +8,6 @@ Port 8000 stands for any free port.
 A comment above a block that we can't run says why: <!-- not run: the reason -->.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -99,18 +97,16 @@ def targets(token: Token) -> list[str]:
     ]
 
 
-def blocks(pages: list[str], kind: str = "") -> list[Block]:
-    """Return the pages' blocks whose info begins with `kind`."""
-    found = [
-        block for page in pages for part in sections(page) for block in part.blocks
-    ]
+def blocks(page: str, kind: str = "") -> list[Block]:
+    """Return the page's blocks whose info begins with `kind`."""
+    found = [block for part in sections(page) for block in part.blocks]
     return [block for block in found if block.info.startswith(kind)]
 
 
-def terminal_groups(pages: list[str]) -> list[list[Block]]:
+def terminal_groups(page: str) -> list[list[Block]]:
     """Return the terminals to run. Those that run side by side are together."""
     found: list[list[Block]] = []
-    for block in blocks(pages, "console"):
+    for block in blocks(page, "console"):
         if block.reason:
             continue
         if block.terminal == "1":

@@ -97,7 +97,7 @@ class ScriptProcess:
 
         wait_until(finished, self, timeout)
         if self.count(*texts) < times:
-            raise ToolError(f"Exited without {texts} x {times}\n{self}")
+            raise ToolError(f"Exited before {times} lines with {texts}\n{self}")
         return self
 
     def wait_until_ready(self) -> ScriptProcess:
@@ -112,10 +112,10 @@ class ScriptProcess:
         wait_until(lambda: not self.running, self, timeout)
         return self.process.wait()
 
-    def stop(self, signum: int = signal.SIGTERM, timeout: float = 30) -> int:
+    def stop(self, signum: int = signal.SIGTERM) -> int:
         """Send it a signal and return its exit status. See wait()."""
         self.process.send_signal(signum)
-        return self.wait(timeout)
+        return self.wait()
 
     def kill(self) -> None:
         """Kill it with SIGKILL, if it still runs."""

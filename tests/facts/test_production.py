@@ -31,7 +31,7 @@ def test_alarm_stops_producers_and_not_consumers(broker, start):
     default = broker.ctl("eval", "rabbit_disk_monitor:get_disk_free_limit().")
     assert default == "50000000\n"
     assert start("simple/producer.py", "waiting", "3").wait() == 0
-    broker.ctl("set_disk_free_limit", "1000GB")
+    broker.ctl("set_disk_free_limit", "1000000GB")
     try:
         silent = start("work_queue/producer.py", "task")
         url = f"{broker.url}?blocked_connection_timeout=1"

@@ -13,8 +13,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.helpers import QUORUM, wait_for_message_count
-from tools.pages import sections
+from tests.helpers import QUORUM, rows, wait_for_message_count
 
 CHANNEL_CALLS = (
     "queue_declare exchange_declare queue_bind basic_publish basic_consume "
@@ -25,12 +24,6 @@ CALLS = {
     "BasicProperties": pika.BasicProperties.__init__,
 } | {name: getattr(BlockingChannel, name) for name in CHANNEL_CALLS.split()}
 PAGES = ["docs/reference.md", "docs/reference.zh-CN.md"]
-
-
-def rows(page, title):
-    """Return the rows of the first table in a section."""
-    (part,) = [part for part in sections(page) if part.title == title]
-    return part.tables[0][1:]
 
 
 @pytest.mark.parametrize("page", PAGES)

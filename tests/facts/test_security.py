@@ -1,7 +1,5 @@
 """Users, permissions, ports and TLS, set up as docs/production.md does it."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import os
@@ -99,9 +97,11 @@ def ports(tmp_path):
     (broker.folder / "rabbitmq.conf").write_text(config)
     plugins = "[rabbitmq_management,rabbitmq_prometheus]."
     (broker.folder / "enabled_plugins").write_text(plugins)
-    broker.start()
-    yield ports
-    broker.remove()
+    try:
+        broker.start()
+        yield ports
+    finally:
+        broker.remove()
 
 
 def listeners() -> list:

@@ -10,12 +10,12 @@ from tests.helpers import (
     done,
     edited,
     get,
+    page_block,
     received,
     run_script,
     wait_for_message_count,
 )
 from tools.common import wait_until
-from tools.pages import blocks
 
 PRODUCER = "advanced/dead_letter/producer.py"
 CONSUMER = "advanced/dead_letter/consumer.py"
@@ -40,9 +40,7 @@ def send(start, folder, *orders):
 
 def look(start, broker, folder):
     """Return what the page's look.py prints."""
-    page = blocks(["advanced/dead_letter/README.md"], "python")
-    (code,) = [block.text for block in page if not block.links]
-    assert code.count("BlockingConnection()") == 1
+    code = page_block("advanced/dead_letter/README.md", "BlockingConnection()")
     connection = f"BlockingConnection(pika.URLParameters({broker.url!r}))"
     code = code.replace("BlockingConnection()", connection)
     (folder / "look.py").write_text(code)

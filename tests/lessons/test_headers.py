@@ -40,6 +40,6 @@ def test_consumer_reports_invalid_match_in_one_line(start):
     consumer = start(CONSUMER, "level=5")
     assert consumer.wait() == 1
     (line,) = consumer.errors
-    assert documented("PRECONDITION_FAILED - Invalid x-match …")[:-1] in line
+    assert documented("PRECONDITION_FAILED - Invalid x-match …") in line
     assert "expected all, any, all-with-x, or any-with-x" in line
     assert consumer.output == []

@@ -19,7 +19,7 @@ from tests.helpers import (
     run_script,
     wait_for_message_count,
 )
-from tests.servers import closed_port
+from tools.broker.base import free_port
 from tools.common import wait_until
 
 PRODUCER = "advanced/idempotent/producer.py"
@@ -73,8 +73,7 @@ def test_redelivered_is_false_for_a_duplicate_that_the_producer_sent(run, channe
 
 
 def test_order_is_stored_while_the_broker_is_down_and_sent_later(run):
-    with closed_port() as port:
-        producer = run(PRODUCER, "pen", "book", url=f"amqp://localhost:{port}")
+    producer = run(PRODUCER, "pen", "book", url=f"amqp://localhost:{free_port()}")
     assert producer.wait() == 1
     assert producer.output == [" [x] Orders stored: 2"]
     sent = run_script(run, PRODUCER)

@@ -50,7 +50,7 @@ def test_stopped_worker_finishes_only_its_task(start, channel, signum):
         assert worker.wait() == 0
         assert received(worker) == done(worker) == ["'mine..'"]
         assert worker.errors == []
-        method, properties, body = get(channel, LESSONS[lesson].queue)
+        method, properties, body = get(channel, LESSONS[lesson].send_to[1])
         # Nobody has received it before, not even in advance.
         assert (body, method.redelivered) == (b"not mine", False)
         assert properties.delivery_mode == 2
@@ -72,7 +72,7 @@ def test_second_signal_ends_a_worker_even_while_the_broker_is_frozen(
         wait_until(exited, worker, 10)
     assert worker.wait() == -signum  # with status 0, one signal would have been enough
     assert done(worker) == []
-    wait_for_message_count(1, channel, LESSONS[lesson].queue)
+    wait_for_message_count(1, channel, LESSONS[lesson].send_to[1])
 
 
 def test_signal_during_the_acknowledgement_is_kept(start, tmp_path, lesson):
@@ -93,7 +93,7 @@ def test_task_that_raises_ends_the_worker(start, channel, tmp_path, lesson):
     assert worker.count("Traceback") == worker.count(bug) == 1
     assert worker.errors[-1] == " [!] Failed 'bad'"
     assert not worker.count("RabbitMQ", "Retrying", "Done")
-    wait_for_message_count(1, channel, LESSONS[lesson].queue)
+    wait_for_message_count(1, channel, LESSONS[lesson].send_to[1])
 
 
 def test_lost_connection_ends_a_busy_worker_before_its_task_ends(start, broker):

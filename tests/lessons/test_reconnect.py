@@ -20,9 +20,10 @@ from tests.helpers import (
     starting,
     wait_for_message_count,
 )
-from tests.servers import answering_server, closed_port, silent_server
+from tests.servers import answering_server, silent_server
 from tests.workers import WorkerPool
 from tools.broker import temporary_cluster, uses_docker
+from tools.broker.base import free_port
 
 CONSUMER = "advanced/reconnect/consumer.py"
 PRODUCER = "advanced/reconnect/producer.py"
@@ -39,8 +40,9 @@ def test_each_node_is_tried_in_turn_a_second_after_the_one_before(
     no_sleep = "import time\ntime.sleep = lambda s: print(f'sleep {s}', flush=True)"
     (tmp_path / "sitecustomize.py").write_text(no_sleep)
     with ExitStack() as stack:
-        servers = closed_port(), silent_server(), answering_server(b"")
-        closed, silent, reset = map(stack.enter_context, servers)
+        servers = silent_server(), answering_server(b"")
+        silent, reset = map(stack.enter_context, servers)
+        closed = free_port()
         urls = [
             f"amqp://[::1]:{closed}/%2F",
             f"amqp://nowhere.invalid:{closed}/%2F",
@@ -82,8 +84,7 @@ def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(
     # A task takes until we create the file "end".
     wait = 'while not os.path.exists("end"): time.sleep(0.02)'
     script = edited(tmp_path, CONSUMER, {'time.sleep(task.count("."))': wait})
-    with closed_port() as port:
-        then_retries = ",".join([broker.url, *[f"amqp://127.0.0.1:{port}"] * 99])
+    then_retries = ",".join([broker.url, *[f"amqp://127.0.0.1:{free_port()}"] * 99])
     urls = broker.url, broker.url, then_retries
     workers = [start(script, cwd=tmp_path, url=url) for url in urls]
     for each in workers:
@@ -137,12 +138,11 @@ def test_producer_continues_where_it_stopped_unless_it_forgets_a_task_early(
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_producer_prints_what_is_not_confirmed(start, signum):
     left = {PRODUCER: "'First task.' and 3 more", CONFIRMS: "message 1 and 99999 more"}
-    with closed_port() as port:
-        url = f"amqp://127.0.0.1:{port}"
-        producers = [start(script, url=url).wait_for("Retrying.") for script in left]
-        for producer, rest in zip(producers, left.values(), strict=True):
-            assert producer.stop(signum) == 128 + signum
-            assert producer.errors[-1] == f" [!] Not confirmed: {rest}"
+    url = f"amqp://127.0.0.1:{free_port()}"
+    producers = [start(script, url=url).wait_for("Retrying.") for script in left]
+    for producer, rest in zip(producers, left.values(), strict=True):
+        assert producer.stop(signum) == 128 + signum
+        assert producer.errors[-1] == f" [!] Not confirmed: {rest}"
 
 
 def test_refusal_of_a_task_is_not_retried(start, broker, channel):

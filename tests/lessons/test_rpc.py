@@ -35,7 +35,10 @@ def expected(*numbers):
 
 def test_requests_wait_for_servers_and_each_client_gets_its_own_replies(start):
     """Step 4."""
-    clients = {n: start(CLIENT, *map(str, (n, 0, n, 9999))) for n in (5, 6, 7)}
+    clients = {
+        n: start(CLIENT, *map(str, (n, 0, n, 9999)), "--timeout", "60")
+        for n in (5, 6, 7)
+    }
     for client in clients.values():
         client.wait_for("Requesting", times=4)
     for _ in range(2):
@@ -156,7 +159,7 @@ def test_client_prints_that_the_broker_is_low_on_memory(start, broker):
         client = start(CLIENT, "1", "--timeout", "60").wait_for(BLOCKED)
         assert not replies(client)
     finally:
-        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        broker.ctl("set_vm_memory_high_watermark", "absolute", "600MB")
     assert client.wait() == 0
     assert client.errors == [BLOCKED]
     assert replies(client) == expected(1)

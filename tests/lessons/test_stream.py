@@ -140,12 +140,12 @@ def test_reader_that_falls_behind_resumes_at_the_first_event_left(channel, decla
     append(channel, stream, [b"%-10000d" % i for i in range(100)])
 
     def first_event():
-        reader = channel.connection.channel()
-        reader.basic_qos(prefetch_count=1)
-        _, _, body = next(reader.consume(stream, arguments={"x-stream-offset": 5}))
+        with channel.connection.channel() as reader:
+            reader.basic_qos(prefetch_count=1)
+            _, _, body = next(reader.consume(stream, arguments={"x-stream-offset": 5}))
         return int(body)
 
-    wait_until(lambda: first_event() > 50, "deletions", 20)
+    wait_until(lambda: first_event() > 50, "deletions")
 
 
 @pytest.mark.faults

@@ -18,7 +18,8 @@ from tools.common import wait_until
 
 CONSUMER, PRODUCER = "work_queue/consumer.py", "work_queue/producer.py"
 ACK = "channel.basic_ack(delivery_tag=method.delivery_tag)"
-ACK_FIRST = {"work(task)": f"{ACK}\nwork(task)", ACK: ""}
+RECEIVED = 'print(f" [x] Received {task!r}")'
+ACK_FIRST = {RECEIVED: f"{ACK}\n{RECEIVED}", ACK: ""}  # so the line proves the ack
 QOS = "channel.basic_qos(prefetch_count=1)"
 SLEEP = 'time.sleep(task.count("."))'
 KEY = 'routing_key="task_queue",'

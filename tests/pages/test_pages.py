@@ -4,8 +4,6 @@ Below a paragraph that links to a script, a block is an excerpt from it. A line 
 stands for lines left out. In Chinese, comments are translated.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 import os
@@ -36,12 +34,13 @@ def twin(page: str) -> str:
 @pytest.mark.usefixtures("start")  # deletes the queues
 @pytest.mark.parametrize("page", ENGLISH)
 def test_consoles_print_what_the_page_shows(page, broker):
-    for terminals in terminal_groups([page]):
+    for terminals in terminal_groups(page):
         run_terminals(terminals, broker.url)
 
 
-def test_blocks_are_of_a_kind_that_we_check():
-    for block in blocks(ALL):
+@pytest.mark.parametrize("page", ALL)
+def test_blocks_are_of_a_kind_that_we_check(page):
+    for block in blocks(page):
         kind = block.info.split()[0] if block.info else ""
         assert kind in ("console", "mermaid", "python", "ini", "yaml"), block.place
         assert kind != "console" or block.text.startswith("$ "), block.place
@@ -78,7 +77,7 @@ def first_difference(excerpt: str, script: str) -> str:
 @pytest.mark.parametrize("page", ALL)
 def test_excerpts_have_the_lines_of_the_script(page):
     lines = without_empty_lines if page in ENGLISH else code
-    for block in blocks([page]):
+    for block in blocks(page):
         if not re.match("python|ini|yaml", block.info):
             continue
         linked = [(ROOT / page).parent / link for link in block.links]
@@ -175,8 +174,8 @@ def test_lesson_page_has_its_sections_and_shows_both_scripts(lesson):
     page = f"{lesson}/README.md"
     titles = [part.title for part in sections(page) if part.level == 2]
     assert [t for t in titles if t != "Versions"] == [*LESSON_SECTIONS, "Next"]
-    typed = "".join(b.text for group in terminal_groups([page]) for b in group)
-    links = [link for block in blocks([page], "python") for link in block.links]
+    typed = "".join(b.text for group in terminal_groups(page) for b in group)
+    links = [link for block in blocks(page, "python") for link in block.links]
     for script in ("producer.py", "consumer.py"):
         assert f"$ python {lesson}/{script}" in typed
         assert script in links

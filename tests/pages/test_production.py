@@ -1,7 +1,5 @@
 """The code and the files that docs/production.md shows, and the exit statuses."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess
@@ -10,12 +8,11 @@ from functools import partial
 import pika
 import pytest
 
-from tests.helpers import connect, page_block, wait_for_message_count
-from tests.servers import closed_port
+from tests.helpers import connect, page_block, rows, wait_for_message_count
 from tools.broker import broker_on
+from tools.broker.base import free_port
 from tools.broker.docker import docker_problem
 from tools.common import ROOT
-from tools.pages import sections
 
 PAGE = "docs/production.md"
 block = partial(page_block, PAGE)
@@ -71,16 +68,14 @@ def test_supervisors_start_a_script_that_exists(tmp_path):
 
 
 def test_exit_statuses_are_those_in_the_table(start):
-    page = sections("docs/troubleshooting.md")
-    (table,) = next(part for part in page if part.title == "Exit status").tables
+    table = rows("docs/troubleshooting.md", "Exit status")
     wrong = start("simple/producer.py", "x", "many").wait()
-    with closed_port() as port:
-        url = f"amqp://localhost:{port}"
-        producer = start("advanced/reconnect/producer.py", url=url)
-        interrupted = producer.wait_for("Retrying.").stop(signal.SIGINT)
+    url = f"amqp://localhost:{free_port()}"
+    producer = start("advanced/reconnect/producer.py", url=url)
+    interrupted = producer.wait_for("Retrying.").stop(signal.SIGINT)
     # tests/scripts/test_behavior.py shows 0, 1 and SIGTERM.
     expected = [0, 1, wrong, interrupted, 128 + signal.SIGTERM]
-    assert [int(row[0]) for row in table[1:]] == expected
+    assert [int(row[0]) for row in table] == expected
 
 
 def test_setup_names_the_compose_project_of_make_broker(monkeypatch):

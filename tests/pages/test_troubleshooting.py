@@ -1,7 +1,5 @@
 """docs/troubleshooting.md: each message has a row, and a test that causes it."""
 
-from __future__ import annotations
-
 import re
 
 from tests.helpers import message_rows

@@ -5,10 +5,9 @@ import re
 import pika
 import pytest
 
-from tests.helpers import documented, edited, run_script
+from tests.helpers import documented, edited, page_block, run_script
 from tools.common import ROOT, wait_until
 from tools.lessons import LESSONS
-from tools.pages import blocks
 
 PRIVATE = [name for name, lesson in LESSONS.items() if not lesson.queues]
 # Lines of each consumer.
@@ -45,8 +44,8 @@ def test_consumer_waits_only_once_its_queue_is_bound(start, tmp_path, lesson):
 
 
 @pytest.mark.parametrize("lesson", PRIVATE)
-def test_producer_reports_a_missing_permission(start, user, lesson):
-    producer = start(f"{lesson}/producer.py", url=user("^$"))
+def test_producer_reports_a_missing_permission(start, read_only_url, lesson):
+    producer = start(f"{lesson}/producer.py", url=read_only_url)
     assert producer.wait() == 1
     (line,) = producer.errors
     documented("ACCESS_REFUSED - … access to … refused")  # 3.10: no "write"
@@ -74,7 +73,7 @@ def test_message_for_nobody_is_noticed_only_with_mandatory(
     producer = start(script, *message)
     assert producer.wait() == 1
     assert producer.output == []
-    not_delivered = documented("Not delivered: …").rstrip("…")
+    not_delivered = documented("Not delivered: …")
     assert producer.errors == [f" [!] {not_delivered}{reason}"]
     careless = edited(tmp_path, script, {"mandatory=True,": ""})
     (line,) = run_script(start, careless, *message)
@@ -94,8 +93,7 @@ def test_durable_subscriber_misses_nothing_and_can_share(
     start, channel, tmp_path, lesson, other_binding, message
 ):
     """The last step of fanout, which works in the others, too."""
-    page = blocks(["fanout/README.md"], "python")
-    (lines,) = [block.text for block in page if not block.links]
+    lines = page_block("fanout/README.md", "log_archive")
     script = edited(tmp_path, f"{lesson}/consumer.py", {DECLARE: lines, NAME: ""})
 
     def consumer_count():

@@ -1,7 +1,5 @@
 """What all scripts do when the broker restarts, and in a flood of messages."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import signal

@@ -3,8 +3,6 @@
 A message body is bytes, and so are its properties' strings.
 """
 
-from __future__ import annotations
-
 from datetime import datetime, timezone
 
 import pika
@@ -66,7 +64,7 @@ def test_consumers_survive_any_message(start, channel, tmp_path):
             )
     for name, consumer in consumers.items():
         if name == "advanced/confirms":  # its consumer only counts
-            wait_for_message_count(0, channel, LESSONS[name].queue)
+            wait_for_message_count(0, channel, LESSONS[name].send_to[1])
         else:
             consumer.wait_for(LAST.decode())
         assert consumer.running, consumer

@@ -1,7 +1,5 @@
 """tools/: the demo and the broker's commands, as you type them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ It uses Docker if an engine answers, and rabbitmq-server otherwise. BROKER=docke
 BROKER=native chooses.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -7,8 +7,6 @@
 broker's data for the next time.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """What all brokers share: the interface, ports, and who answers on a port."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import functools

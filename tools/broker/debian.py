@@ -1,7 +1,5 @@
 """Debian's RabbitMQ, unpacked into our cache folder."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

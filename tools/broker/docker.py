@@ -1,7 +1,5 @@
 """A broker in Docker: a service of docker-compose.yml."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -42,7 +40,7 @@ class DockerBroker(Broker):
         self.compose("up", "-d", "--wait", self.service)
 
     def stop(self) -> None:
-        self.compose("stop", self.service)
+        self.compose("stop", "-t", "60", self.service)
 
     def kill(self) -> None:
         self.compose("kill", self.service)

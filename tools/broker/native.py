@@ -1,7 +1,5 @@
 """A broker as a private node of this machine's rabbitmq-server."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -39,8 +37,9 @@ class NativeBroker(Broker):
             f"management.tcp.port = {ui_port}\n"
         )
         (folder / "enabled_plugins").write_text("[rabbitmq_management].")
+        # Most of these don't exist. Naming them keeps RabbitMQ away from /etc/rabbitmq.
         files = {
-            "CONF_ENV_FILE": "rabbitmq-env.conf",  # doesn't exist, as some of these
+            "CONF_ENV_FILE": "rabbitmq-env.conf",
             "CONFIG_FILE": "rabbitmq.conf",
             "CONFIG_FILES": "conf.d/*.conf",
             "ADVANCED_CONFIG_FILE": "advanced.config",
@@ -103,7 +102,8 @@ class NativeBroker(Broker):
         if self._processes:
             # rabbitmq-server is a shell script. On SIGTERM it shuts its node down.
             self._processes[-1].terminate()
-            self._processes[-1].wait(60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._processes[-1].wait(60)
         self.kill()
 
     def _signal(self, signum: int) -> None:
