@@ -83,35 +83,42 @@ def test_task_of_a_lost_connection_ends_before_the_worker_does_anything_else(
 ):
     # A task takes until we create the file "end".
     wait = 'while not os.path.exists("end"): time.sleep(0.02)'
-    script = edited(tmp_path, CONSUMER, {'time.sleep(task.count("."))': wait})
+    sleep = 'time.sleep(task.count("."))'
+    script = edited(tmp_path, CONSUMER, {sleep: wait})
+    (tmp_path / "failing").mkdir()
+    fails = {sleep: f"{wait}\nraise ValueError('a bug')"}
+    failing_script = edited(tmp_path / "failing", CONSUMER, fails)
     then_retries = ",".join([broker.url, *[f"amqp://127.0.0.1:{free_port()}"] * 99])
     urls = broker.url, broker.url, then_retries
     workers = [start(script, cwd=tmp_path, url=url) for url in urls]
+    workers.append(start(failing_script, cwd=tmp_path))
     for each in workers:
         each.wait_until_ready()
-    assert start(PRODUCER, "a", "b", "c").wait() == 0
+    assert start(PRODUCER, "a", "b", "c", "d").wait() == 0
     for each in workers:
         each.wait_for("Received")
     broker.ctl("close_all_connections", "a test")
     for each in workers:
         each.wait_for(" [!] Disconnected. Finishing ")
         assert not each.count("Done", "Retrying."), each
-    worker, stopped, retrying = workers
+    worker, stopped, retrying, failing = workers
     stopped.process.send_signal(signal.SIGTERM)
     (tmp_path / "end").touch()
 
     # It can't acknowledge its task, so its status isn't 0.
-    assert stopped.wait() == 1
+    assert stopped.wait() == failing.wait() == 1
+    assert failing.errors[-1] == f" [!] Failed {received(failing)[0]}"
+    assert done(failing) == []
     assert done(stopped) == received(stopped)
     assert "CONNECTION_FORCED - a test" in stopped.errors[-1]
     assert not stopped.count("Retrying.")
     # It has no task any more, so one Ctrl+C is enough.
     assert retrying.wait_for("Retrying.", times=2).stop(signal.SIGINT) == 0
     assert retrying.count("Waiting for messages") == 1
-    worker.wait_for("Done", times=4)
+    worker.wait_for("Done", times=5)
     assert worker.output[1].replace("Received", "Done") == worker.output[2]
     assert worker.output[3] == worker.output[0]  # it reconnects, and waits for messages
-    assert sorted(set(done(worker))) == ["'a'", "'b'", "'c'"]
+    assert sorted(set(done(worker))) == ["'a'", "'b'", "'c'", "'d'"]
     # It has set its prefetch again, too.
     columns = "queue_name", "prefetch_count"
     assert "jobs\t0" not in broker.ctl("list_consumers", "--silent", *columns)
