@@ -59,7 +59,7 @@ def main():
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
     # Check the queue (passive: don't create it) and wait for the reply. If the broker
-    # closed our channel because of a message's size, this raises an exception.
+    # closed our channel, for example over a message's size, this raises an exception.
     channel.queue_declare(queue="hello", passive=True)
     connection.close()
 
