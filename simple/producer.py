@@ -58,8 +58,8 @@ def main():
         body = f"{args.text}{i}".encode()  # bytes
         channel.basic_publish(exchange="", routing_key="hello", body=body)
 
-    # Check the queue (passive: don't create it) and wait for the reply. If the broker
-    # closed our channel, for example over a message's size, this raises an exception.
+    # Check the queue (passive: don't create it) and wait for the reply. If a message
+    # was too large, or its exchange doesn't exist, this raises an exception.
     channel.queue_declare(queue="hello", passive=True)
     connection.close()
 
